@@ -1,0 +1,106 @@
+"""The values that travel through one fetch: what is asked, what is sent, what came back, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID
+
+Mode = Literal["live", "refresh", "cache_only"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """One rendered request. It holds secrets, so nothing of it is shown by repr or kept anywhere.
+
+    `url` is absolute, pure ASCII and already normalised, so that every engine sends the same bytes. Header names are
+    unique without regard to case; Host, Content-Length and hop-by-hop headers are never among them.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """Trust and identity of a TLS connection, as PEM; `ca` is trusted beside the public roots."""
+
+    ca: bytes | None = field(default=None, repr=False)
+    identity: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an `Outbound` is dialled: `address` is the one IP literal to connect to, `host` stays in Host and SNI."""
+
+    scheme: str
+    host: str
+    port: int
+    address: str
+    tls: TlsOptions = TlsOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole upstream answer: body decoded, within bounds, complete. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    http_version: str = "1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a tier holds under a key: the shaped value as UTF-8 JSON and where it came from.
+
+    `created_at` (epoch seconds) is when the upstream answered: age and freshness count from it (RFC 9111 section 4.2.3).
+    """
+
+    object_id: UUID
+    created_at: float
+    value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DataObject:
+    """One immutable upstream answer, as the durable tier keeps it: body as received, content coding removed.
+
+    `reusable` says whether a `run_data_cache` row points at it.
+    """
+
+    object_id: UUID
+    data_source_id: UUID
+    key: str
+    body: bytes = field(repr=False)
+    created_at: float
+    content_type: str | None
+    response_type: str
+    status: int
+    reusable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The outcome of `Broker.fetch`; times are epoch seconds, set only where the upstream was called."""
+
+    entry: Entry
+    key: str
+    origin: Literal["REQUEST", "CACHE"]
+    started_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """What one request accepts from a cache (RFC 9111 section 5.2.1); ages in seconds."""
+
+    mode: Mode = "live"
+    max_age: float | None = None
+    max_stale: float = 0.0
+
+
+Variables = Mapping[str, Any]
