@@ -7,7 +7,7 @@ written for callers: they name members and variables, never values, secrets, pat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Source = Literal["caller", "upstream", "edge"]
 
@@ -72,6 +72,18 @@ class EdgeError(Exception):
         self.retryable = self.kind.retryable if retryable is None else retryable
         self.retry_after = retry_after
         self.upstream_status = upstream_status
+
+    def member(self) -> dict[str, Any]:
+        """`error` as replies and audit rows carry it."""
+        member: dict[str, Any] = {
+            "code": self.code,
+            "message": self.message,
+            "source": self.kind.source,
+            "retryable": self.retryable,
+        }
+        if self.upstream_status is not None:
+            member["upstream_status"] = self.upstream_status
+        return member
 
 
 class CallerError(EdgeError):

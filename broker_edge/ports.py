@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-from broker_edge.core.exchange import Outbound, Target
+from broker_edge.core.exchange import DataObject, Entry, Outbound, Target
+from broker_edge.core.journal_row import RequestRow
 
 
 class RawReply(Protocol):
@@ -20,9 +22,14 @@ class RawReply(Protocol):
     framing says so (short Content-Length, cut chunked body, reset stream).
     """
 
-    status: int
-    headers: Mapping[str, str]
-    http_version: str
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def http_version(self) -> str: ...
 
     def chunks(self) -> AsyncIterator[bytes]: ...
 
@@ -30,11 +37,11 @@ class RawReply(Protocol):
 class Transport(Protocol):
     """Sends one request to one pinned address over pooled, kept-alive HTTP/1.1 or HTTP/2 connections.
 
-    `open` never follows redirects, never retries what may have been processed, never decodes, never reads the environment, adds
-    no header but Host, Content-Length and what framing needs (an absent User-Agent stays absent). It raises `UpstreamError`:
-    CONNECT_ERROR or TLS_ERROR (sent=False) where no byte of the request left, CONNECT_ERROR (sent=True) where the connection broke
-    before an answer, TIMEOUT (sent=False) where connecting took longer than the connect time-out. Deadlines are the caller's:
-    cancelling the context at any await gives the connection up and leaks nothing.
+    `open` never follows redirects, never retries what may have been processed, never decodes, never reads the environment,
+    adds no header but Host, Content-Length and what framing needs (an absent User-Agent stays absent). It raises
+    `UpstreamError`: CONNECT_ERROR or TLS_ERROR (sent=False) where no byte of the request left, CONNECT_ERROR (sent=True)
+    where the connection broke before an answer, TIMEOUT (sent=False) where connecting took longer than the connect time-out.
+    Deadlines are the caller's: cancelling the context at any await gives the connection up and leaks nothing.
     """
 
     def open(self, request: Outbound, target: Target) -> AbstractAsyncContextManager[RawReply]: ...
@@ -46,3 +53,94 @@ class Resolver(Protocol):
     """Names to addresses, as IP literals without zone; raises `UpstreamError` DNS_ERROR (sent=False)."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]: ...
+
+
+class HotTier(Protocol):
+    """Ready entries by key under native TTLs. Raises `TierBroken` where it can't say: that is not a miss.
+
+    `get_many` answers in the order of the keys, in one round trip; an answer may be the exception of that key alone.
+
+    `lifetime` in seconds; None keeps the entry until it is evicted or deleted.
+    """
+
+    async def get_many(self, keys: Sequence[str]) -> Sequence[Entry | BaseException | None]: ...
+
+    async def put(self, key: str, entry: Entry, lifetime: float | None) -> None: ...
+
+    async def delete(self, key: str) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class DurableTier(Protocol):
+    """Immutable data objects, and the index of those that may be reused. Raises `TierBroken`.
+
+    `lookup` answers in the order of the keys, the newest object that `run_data_cache` names. `store` returns when the objects
+    are committed, all or none; storing one twice changes nothing, and an older object never replaces a newer one in the
+    index. `append` takes audit rows and objects in one transaction under the same rules, and raises `Refused` where the
+    database will never take them.
+    """
+
+    async def lookup(self, keys: Sequence[str]) -> Sequence[DataObject | None]: ...
+
+    async def store(self, objects: Sequence[DataObject]) -> None: ...
+
+    async def append(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Refused(Exception):
+    """The database will never take these rows as they are (not a matter of waiting)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The answer to a bid for leadership: won, with what the hot tier holds by now; or lost, with the lease's rest in seconds."""
+
+    won: bool
+    entry: Entry | None = None
+    lease_left: float = 0.0
+
+
+class Bell(Protocol):
+    """Waits for the leader of one key; `ring` answers its message, or None after `timeout` seconds."""
+
+    async def ring(self, timeout: float) -> bytes | None: ...
+
+
+class Fleet(Protocol):
+    """Leadership of a fetch among instances: at most one holder of a key's lease at a time, by token. Raises `TierBroken`.
+
+    `bid` tries to take the lease; when it wins it answers what the hot tier holds at that very moment. When it loses, the
+    holder's `settle` will ring the bells of all instances that listened before they bid. A lease that isn't renewed lapses.
+    """
+
+    def listen(self, key: str) -> AbstractAsyncContextManager[Bell]: ...
+
+    async def bid(self, key: str, token: str, lease: float) -> Lead: ...
+
+    async def renew(self, key: str, token: str, lease: float) -> bool: ...
+
+    async def settle(self, key: str, token: str, message: bytes) -> None: ...
+
+
+class Spool(Protocol):
+    """Frames on local disk: what `append` returned from survives the death of the process. Order is kept.
+
+    `append` raises `TierBroken` where the disk refuses or the bound is reached; nothing is half-written then. `read` answers
+    the oldest frames, `commit` forgets those of the last `read`. Frames of a process that died are read first, as if they
+    were this one's.
+    """
+
+    def append(self, frame: bytes) -> None: ...
+
+    def read(self, most: int) -> Sequence[bytes]: ...
+
+    def commit(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -85,13 +85,15 @@ class DataObject:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The outcome of `Broker.fetch`; times are epoch seconds, set only where the upstream was called."""
+    """The outcome of `Broker.fetch`; times are epoch seconds, set, with the upstream's status, only where it was called."""
 
     entry: Entry
     key: str
     origin: Literal["REQUEST", "CACHE"]
     started_at: float | None = None
     ended_at: float | None = None
+    upstream_status: int | None = None
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

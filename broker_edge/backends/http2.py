@@ -1,0 +1,309 @@
+"""HTTP/2 for the httpx engine (RFC 9113), over h2 and one `Link`: many exchanges, each with its own stream.
+
+httpcore's own HTTP/2 fails every exchange under way when the peer says GOAWAY, as does h2's state machine. A peer that says it
+gracefully still answers the streams up to the one it names, and has certainly not begun those above: here the former go on and
+the latter are `Unprocessed`, to be sent again elsewhere. For that, GOAWAY frames are read here and never shown to h2.
+Events are pushed by the link as bytes arrive, so no task reads, and a connection that ended while idle is known as ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import H2Error, ProtocolError
+from h2.settings import SettingCodes, Settings
+
+from broker_edge.backends.link import Link
+from broker_edge.backends.wire import MAX_HEAD_BYTES
+
+_STREAM_WINDOW: Final = 1 << 20  # what one unread answer may hold in memory
+_CONNECTION_WINDOW: Final = 1 << 24
+_MAX_STREAMS: Final = 100
+_MAX_STREAM_ID: Final = (1 << 31) - 1
+_FRAME_HEAD: Final = 9
+_MAX_FRAME: Final = 1 << 14
+_GOAWAY: Final = 7
+
+# Headers are checked before they come here (backends.wire): h2 would find a bad one with half of it in its compression state.
+_CONFIGURATION: Final = H2Configuration(
+    client_side=True, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
+)
+
+HeaderPairs = Sequence[tuple[bytes, bytes]]
+
+
+class Unprocessed(Exception):
+    """The peer certainly did not act on the request: it may be sent again (RFC 9113 section 8.7)."""
+
+
+class Broken(Exception):
+    """The stream or the connection ended early; what the peer did is not known."""
+
+
+class FrameSplitter:
+    """Cuts received bytes at frame borders and takes the GOAWAY frames out (RFC 9113 sections 4.1 and 6.8)."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def split(self, data: bytes) -> tuple[bytes, list[int]]:
+        """Whole frames to hand on, and the last stream ids that GOAWAYs named. A frame over the limit is handed on uncut."""
+        data = self._rest + data
+        kept: list[bytes] = []
+        last_ids: list[int] = []
+        start = at = 0
+        while len(data) - at >= _FRAME_HEAD:
+            length = int.from_bytes(data[at : at + 3], "big")
+            if length > _MAX_FRAME:
+                at = len(data)
+                break
+            end = at + _FRAME_HEAD + length
+            if len(data) < end:
+                break
+            if data[at + 3] == _GOAWAY and length >= 8:
+                last_ids.append(int.from_bytes(data[at + 9 : at + 13], "big") & _MAX_STREAM_ID)
+                kept.append(data[start:at])
+                start = end
+            at = end
+        kept.append(data[start:at])
+        self._rest = data[at:]
+        return b"".join(kept), last_ids
+
+
+class Stream:
+    """One exchange: what arrived and was not taken yet, how it ended, and a bell for every change."""
+
+    __slots__ = ("bell", "chunks", "ended", "error", "head", "number", "sent")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.head: HeaderPairs | None = None
+        self.chunks: deque[tuple[bytes, int]] = deque()
+        self.sent = False
+        self.ended = False
+        self.error: Exception | None = None
+        self.bell = asyncio.Event()
+
+    def fail(self, error: Exception) -> None:
+        if not self.ended and self.error is None:
+            self.error = error
+        self.bell.set()
+
+    async def change(self) -> None:
+        """Wait for the next event of this stream; raises what ended it early."""
+        if self.error is not None:
+            raise self.error
+        self.bell.clear()
+        await self.bell.wait()
+
+
+class Http2Connection:
+    """The client's side of one connection. Once `usable` is false, exchanges under way end by themselves, and it with them."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self._h2 = H2Connection(_CONFIGURATION)
+        self._splitter = FrameSplitter()
+        self._streams: dict[int, Stream] = {}
+        self._max_streams = _MAX_STREAMS
+        self._going_away = False
+        self.idle_since: float | None = None
+        self._greet()
+        link.push_to(self._feed, self._lost)
+
+    @property
+    def usable(self) -> bool:
+        return not (self._going_away or self.link.closed or self._h2.highest_outbound_stream_id >= _MAX_STREAM_ID - 2)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._streams) < self._max_streams
+
+    async def send(self, headers: HeaderPairs, body: bytes | None) -> Stream:
+        """Send a request and wait for the head of its answer. The stream must be given to `release` by whoever gets it.
+
+        Raises Unprocessed or Broken, the stream released.
+        """
+        stream = self._begin(headers, end=not body)
+        try:
+            if body:
+                await self._send_body(stream, body)
+            while stream.head is None:
+                await stream.change()
+        except BaseException:
+            self.release(stream)
+            raise
+        return stream
+
+    async def chunks(self, stream: Stream) -> AsyncIterator[bytes]:
+        """The body of the answer; flow control follows what is taken. Raises Broken where it ends early."""
+        while True:
+            while stream.chunks:
+                data, credit = stream.chunks.popleft()
+                self._acknowledge(stream, credit)
+                yield data
+            if stream.ended:
+                return
+            await stream.change()
+
+    def release(self, stream: Stream) -> None:
+        """Forget a stream: reset it where a side has not ended it; give back the connection's window for what was not taken."""
+        if self._streams.pop(stream.number, None) is None:
+            return
+        for _, credit in stream.chunks:
+            self._acknowledge(stream, credit)
+        if stream.error is None and not (stream.ended and stream.sent):
+            self._quietly(self._h2.reset_stream, stream.number, ErrorCodes.CANCEL)
+        self._flush()
+        if not self._streams:
+            self.idle_since = asyncio.get_running_loop().time()
+            if not self.usable:
+                self.link.abort()
+
+    def retire(self) -> None:
+        """Take no further requests; end at once where none is under way, else with the last one."""
+        self._going_away = True
+        if not self._streams:
+            self.link.abort()
+
+    def _greet(self) -> None:
+        self._h2.local_settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD_BYTES,
+            },
+        )
+        # Known to few servers and of no use to a client, yet some refuse a connection that names it.
+        del self._h2.local_settings[SettingCodes.ENABLE_CONNECT_PROTOCOL]
+        self._h2.initiate_connection()
+        self._h2.increment_flow_control_window(_CONNECTION_WINDOW)
+        self._flush()
+
+    def _begin(self, headers: HeaderPairs, *, end: bool) -> Stream:
+        """Open a stream and put its head on the wire, without a pause in which the connection could end."""
+        if not self.usable:
+            raise Unprocessed
+        number = self._h2.get_next_available_stream_id()
+        try:
+            self._h2.send_headers(number, headers, end_stream=end)
+        except H2Error:
+            raise Unprocessed from None
+        stream = self._streams[number] = Stream(number)
+        stream.sent = end
+        self.idle_since = None
+        self._flush()
+        return stream
+
+    async def _send_body(self, stream: Stream, body: bytes) -> None:
+        """Within the peer's flow control; given up, not failed, where the peer answers before it took all."""
+        rest = memoryview(body)
+        while rest and not stream.ended:
+            if stream.error is not None:
+                raise stream.error
+            room = min(self._h2.local_flow_control_window(stream.number), self._h2.max_outbound_frame_size, len(rest))
+            if room <= 0:
+                await stream.change()
+                continue
+            piece, rest = rest[:room], rest[room:]
+            self._h2.send_data(stream.number, piece.tobytes(), end_stream=not rest)
+            stream.sent = not rest
+            await self._flush_and_wait()
+
+    def _feed(self, data: bytes) -> None:
+        frames, last_ids = self._splitter.split(data)
+        try:
+            events = self._h2.receive_data(frames) if frames else []
+        except ProtocolError:
+            self._flush()
+            self.link.abort()
+            return
+        for event in events:
+            self._take(event)
+        for last_id in last_ids:
+            self._go_away(last_id)
+        self._flush()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case RemoteSettingsChanged():
+                self._settle(event)
+            case WindowUpdated(stream_id=0):
+                self._ring_all()
+            case ResponseReceived() | DataReceived() | StreamEnded() | StreamReset() | WindowUpdated():
+                stream = self._streams.get(event.stream_id or 0)
+                if stream is not None:
+                    _apply(event, stream)
+                elif isinstance(event, DataReceived):
+                    self._quietly(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
+
+    def _settle(self, event: RemoteSettingsChanged) -> None:
+        limit = event.changed_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
+        if limit is not None:
+            self._max_streams = min(limit.new_value, _MAX_STREAMS)
+        self._ring_all()  # the initial window may have grown
+
+    def _ring_all(self) -> None:
+        for stream in self._streams.values():
+            stream.bell.set()
+
+    def _go_away(self, last_id: int) -> None:
+        """Streams above the last one named were not begun; a second GOAWAY may only name a lower one."""
+        for stream in self._streams.values():
+            if stream.number > last_id and stream.head is None:
+                stream.fail(Unprocessed())
+        self.retire()
+
+    def _lost(self) -> None:
+        for stream in self._streams.values():
+            stream.fail(Broken())
+
+    def _acknowledge(self, stream: Stream, credit: int) -> None:
+        self._quietly(self._h2.acknowledge_received_data, credit, stream.number)
+        self._flush()
+
+    def _quietly(self, call: Any, *arguments: Any) -> None:
+        """A courtesy to the peer, not owed on a stream or a connection that is closed."""
+        try:
+            call(*arguments)
+        except (H2Error, KeyError):
+            return
+
+    def _flush(self) -> None:
+        data = self._h2.data_to_send()
+        if data and not self.link.closed:
+            self.link.send(data)
+
+    async def _flush_and_wait(self) -> None:
+        self._flush()
+        await self.link.drained()
+
+
+def _apply(event: Event, stream: Stream) -> None:
+    match event:
+        case ResponseReceived():
+            stream.head = event.headers
+        case DataReceived():
+            stream.chunks.append((event.data or b"", event.flow_controlled_length or 0))
+        case StreamEnded():
+            stream.ended = True
+        case StreamReset():
+            refused = event.error_code == ErrorCodes.REFUSED_STREAM and stream.head is None
+            stream.fail(Unprocessed() if refused else Broken())
+    stream.bell.set()

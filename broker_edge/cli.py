@@ -1,0 +1,221 @@
+"""The command line: serve, migrate, doctor, demo, bureau. Exit codes: 0 done, 1 failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvicorn
+
+from broker_edge import __version__
+from broker_edge.settings import PREFIX, Settings, SettingsError, load, share_with_children
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="An edge proxy for external data."
+)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on", min=0, max=65535)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+
+def main() -> None:
+    app()
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+def _settings(**overrides: Any) -> Settings:
+    try:
+        return load(**overrides)
+    except SettingsError as error:
+        _fail(str(error), 2)
+
+
+@app.callback(invoke_without_command=True)
+def version(ctx: typer.Context, show: Annotated[bool, typer.Option("--version", help="Print the version")] = False) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+    del ctx
+
+
+@app.command()
+def serve(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that serve; more than one needs Redis", min=1, max=256)] = None,
+) -> None:
+    """Run the service."""
+    settings = _settings(host=host, port=port, workers=workers)
+    asyncio.run(_refuse_unmigrated(settings))
+    # Workers are processes of their own and read the environment anew.
+    for name, value in (("HOST", settings.host), ("PORT", settings.port), ("WORKERS", settings.workers)):
+        share_with_children(f"{PREFIX}{name}", str(value))
+    with _shared_metrics(settings):
+        run_server(settings)
+
+
+def run_server(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT: stop accepting, finish what runs, flush, return."""
+    config = uvicorn.Config(
+        "broker_edge.api.app:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=4096,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout * 0.8)),
+    )
+    if settings.workers > 1:
+        _supervise(config)
+    elif not Server(config).serve_until_told():
+        raise typer.Exit(1)
+
+
+class Server(uvicorn.Server):
+    """uvicorn raises a caught signal again when it is done, so that SIGTERM ends in 143; here a clean stop is a success."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
+    def serve_until_told(self) -> bool:
+        """Whether it had started."""
+        self.run()
+        return self.started
+
+
+def _supervise(config: uvicorn.Config) -> None:
+    from uvicorn.supervisors import Multiprocess
+
+    socket = config.bind_socket()
+    Multiprocess(config, sockets=[socket]).run()
+
+
+@contextlib.contextmanager
+def _shared_metrics(settings: Settings) -> Iterator[None]:
+    """Several workers share their metrics in files, so that a scrape of any of them answers for all."""
+    if settings.workers == 1:
+        yield
+        return
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="metrics-", dir=settings.data_dir))
+    share_with_children("PROMETHEUS_MULTIPROC_DIR", str(directory))
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _refuse_unmigrated(settings: Settings) -> None:
+    from broker_edge.backends.sql_durable import make_engine
+    from broker_edge.wiring import NotMigrated, check_migrated
+
+    _prepare(settings)
+    engine = make_engine(settings.database)
+    try:
+        await check_migrated(engine)
+    except NotMigrated as error:
+        _fail(str(error))
+    except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
+        _fail(f"the database can't be reached ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
+    finally:
+        await engine.dispose()
+
+
+def _prepare(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        _fail(f"{PREFIX}DATA_DIR: the directory can't be made")
+
+
+@app.command()
+def migrate(as_json: AsJson = False) -> None:
+    """Bring the database up to date."""
+    settings = _settings()
+    _prepare(settings)
+    revision = asyncio.run(_migrate(settings))
+    typer.echo(json.dumps({"revision": revision}) if as_json else f"the database is at revision {revision}")
+
+
+async def _migrate(settings: Settings) -> str:
+    from broker_edge.backends.migrations import migrate as bring_up
+    from broker_edge.backends.sql_durable import make_engine
+
+    engine = make_engine(settings.database)
+    try:
+        return await bring_up(engine)
+    except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
+        _fail(f"the database can't be migrated ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
+    finally:
+        await engine.dispose()
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is wrong with a set-up, each line with its remedy."""
+    from broker_edge.doctor import examine
+
+    settings = _settings()
+    findings = asyncio.run(examine(settings))
+    if as_json:
+        typer.echo(json.dumps([finding.as_dict() for finding in findings]))
+    else:
+        for finding in findings:
+            typer.echo(finding.line())
+    if any(not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    port: Port = None, bureau_port: Annotated[int, typer.Option(help="Port of the sample bureau; another one if it is taken")] = 7001
+) -> None:
+    """Start the edge with its embedded default and a sample bureau, and print requests to paste."""
+    from broker_edge.demo.run import run_demo
+
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.exit(run_demo(port, bureau_port))
+
+
+@app.command()
+def bureau(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, max=65535)] = 7001) -> None:
+    """Run the sample bureau alone."""
+    from broker_edge.demo.bureau import create_bureau
+
+    uvicorn.run(create_bureau(), host=host, port=port, log_level="warning", access_log=False)
+
+
+@app.command(name="config")
+def show_config(as_json: AsJson = False) -> None:
+    """Print the settings in force; secrets are starred."""
+    values = _settings().model_dump(mode="json")
+    if as_json:
+        typer.echo(json.dumps(values))
+        return
+    for name, value in values.items():
+        typer.echo(f"{PREFIX}{name.upper()}={value if value is not None else ''}")

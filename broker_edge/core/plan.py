@@ -1,0 +1,82 @@
+"""What every request computes, hits included: can every hole be filled, and under which key does the answer lie.
+
+Nothing is rendered and no value is judged here: that is `render`'s, for requests that go upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from broker_edge.core.exchange import Variables
+from broker_edge.core.holes import Hole
+from broker_edge.core.source import DataSource
+from broker_edge.errors import CallerError
+
+_DOMAIN: Final = b"broker_edge key1"  # sixteen bytes; another form of the key takes another
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request, ready to be looked up under `key` and to be rendered; its values hold secrets."""
+
+    key: str
+    source: DataSource
+    params: Variables = field(repr=False)
+    env: Variables = field(repr=False)
+
+
+def make_plan(
+    source: DataSource,
+    params: Mapping[str, Any],
+    env: Mapping[str, Any],
+    *,
+    project: str | None = None,
+    generation: int = 0,
+) -> Plan:
+    """The plan of one request; `params` and `env` are parsed JSON.
+
+    `key` is 32 hex digits. Raises `CallerError`: MISSING_VARIABLE naming every hole without a value (null is one),
+    INVALID_REQUEST where the parameters have no canonical form.
+    """
+    request = source.request
+    if not (request.env_names <= env.keys() and request.names <= params.keys()):
+        _refuse_missing(request.holes, params, env)
+    return Plan(_key(source, params, env, project, generation), source, params, env)
+
+
+def _refuse_missing(holes: tuple[Hole, ...], params: Variables, env: Variables) -> None:
+    missing: dict[str, dict[str, None]] = {}  # a dict for a set that keeps the order of the spec
+    for hole in holes:
+        if hole.name not in env and (hole.env_only or hole.name not in params):
+            missing.setdefault(hole.label, {})[hole.member] = None
+    if missing:
+        named = "; ".join(f"{label} (in {', '.join(members)})" for label, members in missing.items())
+        raise CallerError("MISSING_VARIABLE", f"No value is given for {named}")
+
+
+def _key(source: DataSource, params: Variables, env: Variables, project: str | None, generation: int) -> str:
+    """Lengths first, so that no part can pass for the end of another."""
+    values = _canonical(params, "configured_params")
+    names = source.caching.vary_env
+    varied = _canonical({name: env[name] for name in names if name in env}, "env_variables") if names else b""
+    owner = b"" if project is None else b"+" + project.encode()
+    head = b"%d %d %d %d " % (generation, len(owner), len(values), len(varied))
+    return blake2b(head + source.fingerprint + owner + values + varied, digest_size=16, person=_DOMAIN).hexdigest()
+
+
+def _canonical(values: Variables, member: str) -> bytes:
+    """JSON with sorted keys. Integers over 64 bits and nesting over 254 levels are beyond orjson, not beyond msgspec."""
+    try:
+        return orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        pass
+    try:
+        return msgspec.json.encode(values, order="sorted")
+    except (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError):
+        raise CallerError("INVALID_REQUEST", f"{member} must be JSON that is not nested too deeply") from None

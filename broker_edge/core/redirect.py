@@ -1,0 +1,64 @@
+"""Redirects (RFC 9110 section 15.4): where the next hop goes, and what of the request may go along."""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from broker_edge.core.exchange import Outbound, Reply
+from broker_edge.errors import UpstreamError
+
+MAX_HOPS = 5
+_KEEPS_METHOD = frozenset({307, 308})
+_STATUSES = _KEEPS_METHOD | {301, 302, 303}
+_OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language"})
+# Another origin gets nothing that could be a secret: any other header may have been filled from one.
+_FOR_ANYONE = frozenset({"accept", "accept-encoding", "accept-language", "user-agent", "content-type"})
+
+
+def redirected(request: Outbound, reply: Reply) -> Outbound | None:
+    """The request of the next hop, or None where `reply` is the answer; raises UpstreamError for one that can't be followed."""
+    location = reply.headers.get("location")
+    if reply.status not in _STATUSES or location is None:
+        return None
+    here = urlsplit(request.url)
+    there = _resolved(request.url, location, reply.status)
+    if here.scheme == "https" and there.scheme == "http":
+        raise _refused("a redirect from https to http is not followed", reply.status)
+    method, body = _method_and_body(request, reply.status)
+    headers = request.headers if body is not None else _without(request.headers, _OF_A_BODY)
+    if _origin(here) != _origin(there):
+        if body is not None:
+            raise _refused("a redirect that would take the body to another origin is not followed", reply.status)
+        headers = tuple((name, value) for name, value in headers if name.lower() in _FOR_ANYONE)
+    return Outbound(method, there._replace(fragment="").geturl(), headers, body)
+
+
+def _resolved(base: str, location: str, status: int) -> SplitResult:
+    try:
+        there = urlsplit(urljoin(base, location))
+        usable = there.scheme in ("http", "https") and there.hostname and there.username is None and there.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not there.geturl().isascii() or any(character <= " " for character in there.geturl()):
+        raise _refused("a redirect to something that is not an http(s) URL is not followed", status)
+    return there._replace(path=there.path or "/")
+
+
+def _method_and_body(request: Outbound, status: int) -> tuple[str, bytes | None]:
+    if status in _KEEPS_METHOD or request.method in ("GET", "HEAD"):
+        return request.method, request.body
+    if status == 303 or request.method == "POST":
+        return "GET", None
+    return request.method, request.body
+
+
+def _without(headers: tuple[tuple[str, str], ...], names: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in headers if name.lower() not in names)
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int]:
+    return url.scheme, url.hostname, url.port or (443 if url.scheme == "https" else 80)
+
+
+def _refused(message: str, status: int) -> UpstreamError:
+    return UpstreamError("UPSTREAM_STATUS", message, upstream_status=status)

@@ -1,0 +1,247 @@
+"""An inline spec's bytes to a `DataSource`: read strictly, compiled once; the caller memoises on the bytes.
+
+Everything that depends on the spec alone happens here: bounds, templates, the list of variables, the fingerprint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from broker_edge.core.bodies import Body, compile_body
+from broker_edge.core.holes import Hole, Template
+from broker_edge.core.spec import ROOT, Caching, Duration, Retry, Source, Spec, read_spec
+from broker_edge.core.template import invalid, parse_scalar, refuse_template_name
+from broker_edge.core.urls import UrlTemplate, compile_url
+
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
+RESPONSE_TYPES: Final = ("JSON", "XML", "CSV", "PLAIN_TEXT")
+DEFAULT_TIMEOUT: Final = 30.0
+MAX_TIMEOUT: Final = 300.0
+# Ten years of 366 days: no way of counting ten years exceeds it.
+MAX_TTL: Final = 10 * 366 * 86_400.0
+
+_SOURCE: Final = f"{ROOT}.source"
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
+_HEADER_TEXT: Final = re.compile(r"[\t\x20-\x7e]*")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+# Framing and connection management belong to the transport, Host to the URL (RFC 9110 sections 7.2 and 7.6.1).
+_TRANSPORT_HEADERS: Final = frozenset(
+    [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "expect",
+        "http2-settings",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Retries after the first attempt; `backoff_factor` and `attempt_timeout` in seconds."""
+
+    max_retries: int = 0
+    backoff_factor: float = 0.5
+    status_forcelist: frozenset[int] = frozenset({500, 502, 503, 504})
+    attempt_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CachePolicy:
+    """`ttl` in seconds: None never expires, 0 is kept and never reused. `vary_env` names the env variables in the key."""
+
+    enabled: bool = False
+    ttl: float | None = None
+    vary_env: tuple[str, ...] = ()
+
+    @property
+    def reusable(self) -> bool:
+        return self.enabled and self.ttl != 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTemplate:
+    """What is sent, compiled. `names` may be filled by a parameter or an env variable, `env_names` only by the latter."""
+
+    method: str
+    url: UrlTemplate
+    headers: tuple[tuple[str, Template], ...]
+    params: tuple[tuple[str, Template], ...]
+    body: Body | None
+    response_type: str
+    holes: tuple[Hole, ...]
+    names: frozenset[str]
+    env_names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A compiled data source; `timeout` in seconds covers a whole fetch, `fingerprint` what is asked, as templates."""
+
+    data_source_id: UUID
+    name: str
+    request: RequestTemplate
+    timeout: float
+    retry: RetryPolicy
+    caching: CachePolicy
+    fingerprint: bytes
+
+
+def parse_source(raw: bytes) -> DataSource:
+    """Read and compile the JSON of a `data_source_spec`.
+
+    Raises `CallerError` INVALID_DATA_SOURCE or TEMPLATE_REJECTED; the message names the member and quotes no value.
+    """
+    try:
+        return _compile(read_spec(raw))
+    except RecursionError:
+        raise invalid(ROOT, "is nested too deeply") from None
+
+
+def _compile(spec: Spec) -> DataSource:
+    if not spec.name or _CONTROL.search(spec.name):
+        raise invalid(f"{ROOT}.name", "must not be empty or hold control characters")
+    source = spec.source
+    if source.auth is not None:
+        raise invalid(f"{_SOURCE}.auth", "is not supported by this version")
+    timeout = DEFAULT_TIMEOUT if source.timeout is None else source.timeout
+    request = _request(source)
+    return DataSource(
+        data_source_id=spec.data_source_id,
+        name=spec.name,
+        request=request,
+        timeout=_timeout(timeout, f"{_SOURCE}.timeout"),
+        retry=_retry(source.retry or Retry()),
+        caching=_caching(spec.caching or Caching()),
+        fingerprint=_fingerprint(spec.data_source_id, source, request),
+    )
+
+
+def _request(source: Source) -> RequestTemplate:
+    url = compile_url(source.url, f"{_SOURCE}.url")
+    headers = tuple(_headers(source.headers or {}, f"{_SOURCE}.headers"))
+    params = tuple(_params(source.params or {}, f"{_SOURCE}.params"))
+    content_type = next((value for name, value in headers if name.lower() == "content-type"), None)
+    body = compile_body(source.body, content_type, f"{_SOURCE}.body")
+    holes = (*url.holes, *_holes(headers), *_holes(params), *(body.holes if body else ()))
+    return RequestTemplate(
+        method=_one_of(METHODS, source.method, "GET", f"{_SOURCE}.method"),
+        url=url,
+        headers=headers,
+        params=params,
+        body=body,
+        response_type=_one_of(RESPONSE_TYPES, source.response_type, "PLAIN_TEXT", f"{_SOURCE}.response_type"),
+        holes=holes,
+        names=frozenset(hole.name for hole in holes if not hole.env_only),
+        env_names=frozenset(hole.name for hole in holes if hole.env_only),
+    )
+
+
+def _holes(named: Iterable[tuple[str, Template]]) -> Iterator[Hole]:
+    for _, template in named:
+        yield from template.holes
+
+
+def _headers(raw: dict[str, Any], member: str) -> Iterator[tuple[str, Template]]:
+    seen: set[str] = set()
+    for name, value in raw.items():
+        lowered = name.lower()
+        if not _TOKEN.fullmatch(name):
+            raise invalid(member, "has a name that is no HTTP header name")
+        if lowered in _TRANSPORT_HEADERS or lowered.startswith("proxy-"):
+            raise invalid(f"{member}.{name}", "is set by the edge and can't be asked for")
+        if lowered in seen:
+            raise invalid(f"{member}.{name}", "stands there twice; the case of header names makes no difference")
+        seen.add(lowered)
+        if value is not None:
+            template = parse_scalar(value, f"{member}.{name}")
+            if not all(_HEADER_TEXT.fullmatch(literal) for literal in template.literals):
+                raise invalid(f"{member}.{name}", "must hold nothing but visible ASCII, spaces and tabs")
+            yield name, template
+
+
+def _params(raw: dict[str, Any], member: str) -> Iterator[tuple[str, Template]]:
+    """One pair for each value: an array repeats its parameter."""
+    for name, value in raw.items():
+        refuse_template_name(name, member)
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            path = f"{member}.{name}[{index}]" if isinstance(value, list) else f"{member}.{name}"
+            if item is not None:
+                yield name, parse_scalar(item, path)
+
+
+def _one_of(allowed: tuple[str, ...], value: str | None, default: str, member: str) -> str:
+    if value is None:
+        return default
+    if value not in allowed:
+        raise invalid(member, f"must be one of {', '.join(allowed)}")
+    return value
+
+
+def _within(value: float, low: float, high: float, member: str) -> None:
+    if not low <= value <= high:
+        raise invalid(member, f"must be from {low:g} to {high:.0f}")
+
+
+def _timeout(seconds: float, member: str) -> float:
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise invalid(member, f"must be over 0 and at most {MAX_TIMEOUT:g}")
+    return seconds
+
+
+def _retry(wire: Retry) -> RetryPolicy:
+    member = f"{_SOURCE}.retry"
+    given = {name: value for name, value in msgspec.structs.asdict(wire).items() if value is not None}
+    if "status_forcelist" in given:
+        given["status_forcelist"] = frozenset(given["status_forcelist"])
+    policy = RetryPolicy(**given)
+    _within(policy.max_retries, 0, 10, f"{member}.max_retries")
+    _within(policy.backoff_factor, 0, 60, f"{member}.backoff_factor")
+    for status in policy.status_forcelist:
+        _within(status, 100, 599, f"{member}.status_forcelist")
+    if policy.attempt_timeout is not None:
+        _timeout(policy.attempt_timeout, f"{member}.attempt_timeout")
+    return policy
+
+
+def _caching(wire: Caching) -> CachePolicy:
+    ttl = wire.ttl
+    if isinstance(ttl, Duration):
+        ttl = sum(
+            _ttl(getattr(ttl, unit) or 0, f"{ROOT}.caching.ttl.{unit}", scale)
+            for unit, scale in (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+        )
+    if ttl is not None:
+        ttl = _ttl(ttl, f"{ROOT}.caching.ttl")
+    return CachePolicy(bool(wire.enabled), ttl, tuple(sorted(set(wire.vary_env or ()))))
+
+
+def _ttl(value: float, member: str, scale: int = 1) -> float:
+    _within(value, 0, MAX_TTL / scale, member)
+    return value * scale
+
+
+def _fingerprint(data_source_id: UUID, source: Source, request: RequestTemplate) -> bytes:
+    """A digest of what is asked, from the spec's own JSON: absent, null and default members are the same."""
+    asked = [
+        data_source_id.hex,
+        source.url,
+        request.method,
+        {name.lower(): value for name, value in (source.headers or {}).items() if value is not None},
+        {name: value for name, value in (source.params or {}).items() if value is not None},
+        None if request.body is None else source.body,
+        request.response_type,
+    ]
+    return blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=16).digest()

@@ -1,0 +1,140 @@
+"""Trail: the ordered facts of one request, and of the shared work of one flight.
+
+The flow notes facts while it works; journal, metrics, spans and logs (telemetry/) all render them, so they can't
+disagree. Times are epoch seconds. No fact holds a secret, a URL, a parameter or a body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from broker_edge.core.exchange import Fetched, Mode
+from broker_edge.errors import EdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """A span's place in its trace (W3C Trace Context): ids as integers, `parent_id` None for a root."""
+
+    trace_id: int
+    span_id: int
+    parent_id: int | None = None
+    sampled: bool = False
+    state: str | None = None
+
+    def child(self, span_id: int) -> TraceContext:
+        return TraceContext(self.trace_id, span_id, self.span_id, self.sampled, self.state)
+
+    @property
+    def traceparent(self) -> str:
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.sampled):02x}"
+
+
+FactKind = Literal["lookup", "flight", "attempt", "store"]
+
+
+class Fact(NamedTuple):
+    """One thing that was done: what, from when to when, with what result; `context` where its span had to exist early."""
+
+    kind: FactKind
+    started_at: float
+    ended_at: float
+    subject: str
+    result: str
+    context: TraceContext | None = None
+    attributes: dict[str, Any] | None = None
+
+
+class Record:
+    """Facts in order under one span."""
+
+    __slots__ = ("context", "ended_at", "facts", "new_id", "started_at")
+
+    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
+        self.context = context
+        self.started_at = started_at
+        self.ended_at: float | None = None
+        self.new_id = new_id
+        self.facts: list[Fact] = []
+
+    def note(
+        self,
+        kind: FactKind,
+        started_at: float,
+        ended_at: float,
+        subject: str,
+        result: str,
+        context: TraceContext | None = None,
+        attributes: dict[str, Any] | None = None,
+    ) -> None:
+        self.facts.append(Fact(kind, started_at, ended_at, subject, result, context, attributes))
+
+    def branch(self) -> TraceContext:
+        """The context of a span below this one, made before its work so that the work can carry it on."""
+        return self.context.child(self.new_id())
+
+
+class FlightTrail(Record):
+    """The shared work of one flight: it may outlive the request that started it."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
+        super().__init__(context, started_at, new_id)
+        self.result = "abandoned"
+
+
+class Trail(Record):
+    """One request of a fetch endpoint, from its arrival to its answer; closes exactly once."""
+
+    __slots__ = (
+        "collapsed",
+        "error",
+        "fetched",
+        "key",
+        "mode",
+        "outcome",
+        "project",
+        "run_id",
+        "source_id",
+        "source_name",
+        "status",
+        "why",
+    )
+
+    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
+        super().__init__(context, started_at, new_id)
+        self.run_id: UUID | None = None
+        self.source_id: UUID | None = None
+        self.source_name: str | None = None
+        self.project: str | None = None
+        self.key: str | None = None
+        self.mode: Mode = "live"
+        self.why: str | None = None
+        self.collapsed = False
+        self.fetched: Fetched | None = None
+        self.error: EdgeError | None = None
+        self.status = 0
+        self.outcome = ""
+
+    def deliver(self, fetched: Fetched, ended_at: float) -> None:
+        self._close(ended_at, 200)
+        self.fetched = fetched
+        if fetched.origin == "CACHE":
+            self.outcome = "stale" if fetched.stale else "hit"
+        else:
+            self.outcome = "collapsed" if self.collapsed else "fetched"
+
+    def fail(self, error: EdgeError, ended_at: float) -> None:
+        self._close(ended_at, error.kind.status)
+        self.error = error
+        self.outcome = error.code.lower()
+
+    def _close(self, ended_at: float, status: int) -> None:
+        if self.ended_at is not None:
+            raise RuntimeError("a trail closes once")
+        self.ended_at = ended_at
+        self.status = status

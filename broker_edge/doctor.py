@@ -1,0 +1,94 @@
+"""`broker-edge doctor`: what is wrong with a set-up, each finding with its remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from broker_edge.backends.migrations import current, head
+from broker_edge.backends.redis_link import RedisHot, connect
+from broker_edge.backends.sql_durable import make_engine
+from broker_edge.guard.addresses import parse_allowed
+from broker_edge.settings import PREFIX, Settings
+
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    subject: str
+    ok: bool
+    message: str
+    remedy: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def line(self) -> str:
+        return f"{'ok  ' if self.ok else 'FAIL'}  {self.subject}: {self.message}" + (f" -> {self.remedy}" if self.remedy else "")
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Every check, in the order in which its remedy would be applied."""
+    checks: list[tuple[str, Callable[[Settings], Awaitable[Finding]]]] = [
+        ("data directory", _data_dir),
+        ("database", _database),
+        ("hot tier", _hot_tier),
+        ("address guard", _guard),
+    ]
+    findings = []
+    for subject, check in checks:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                findings.append(await check(settings))
+        except Exception as error:  # noqa: BLE001 a check that fails is a finding; what a driver says may hold a URL
+            findings.append(Finding(subject, False, f"can't be reached ({type(error).__name__})", _REMEDIES[subject]))
+    return findings
+
+
+_REMEDIES = {
+    "data directory": f"set {PREFIX}DATA_DIR to a directory that this user may write",
+    "database": f"check {PREFIX}DATABASE_URL or {PREFIX}DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD",
+    "hot tier": f"check {PREFIX}REDIS_URL, and that Redis runs",
+    "address guard": f"check {PREFIX}ALLOWED_PRIVATE_HOSTS",
+}
+
+
+async def _data_dir(settings: Settings) -> Finding:
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    writable = os.access(settings.data_dir, os.W_OK | os.X_OK)
+    message = "is writable" if writable else "is not writable"
+    return Finding("data directory", writable, message, None if writable else _REMEDIES["data directory"])
+
+
+async def _database(settings: Settings) -> Finding:
+    engine = make_engine(settings.database, timeout=_PATIENCE)
+    try:
+        revision = await current(engine)
+    finally:
+        await engine.dispose()
+    if revision == head():
+        return Finding("database", True, f"is at revision {revision}")
+    return Finding("database", False, f"is at revision {revision or 'none'}, not {head()}", "run `broker-edge migrate`")
+
+
+async def _hot_tier(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return Finding("hot tier", True, "is in memory: one worker, and nothing shared with other instances")
+    hot = RedisHot(connect(settings.redis_url.get_secret_value(), settings.redis_timeout))
+    try:
+        await hot.ping()
+    finally:
+        await hot.aclose()
+    return Finding("hot tier", True, "Redis answers")
+
+
+async def _guard(settings: Settings) -> Finding:
+    parse_allowed(settings.allowed_private_hosts)
+    count = len(settings.allowed_private_hosts)
+    return Finding(
+        "address guard", True, f"{count} private entries are let through" if count else "only public addresses are called"
+    )

@@ -1,0 +1,1 @@
+"""The await side of the story; `broker.py` tells it."""

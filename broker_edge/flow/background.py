@@ -1,0 +1,64 @@
+"""Supervised tasks: the only home of create_task. A task here is held, named, and its exception always retrieved."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+OnCrash = Callable[[str, BaseException], None]
+
+
+class Background:
+    """Owns every task that outlives a call; `on_crash(name, error)` hears of what nobody awaited."""
+
+    def __init__(self, on_crash: OnCrash) -> None:
+        self._on_crash = on_crash
+        self._work: set[asyncio.Task[Any]] = set()
+        self._loops: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run work that ends by itself; `drain` waits for it."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._work.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def supervise(self, name: str, body: Callable[[], Awaitable[None]], pause: float = 0.5) -> None:
+        """Run an endless loop; it starts again after `pause` seconds whenever it fails."""
+        task = asyncio.get_running_loop().create_task(self._forever(name, body, pause), name=name)
+        self._loops.add(task)
+        task.add_done_callback(self._loops.discard)
+
+    async def drain(self, timeout: float) -> int:
+        """Wait for the work in hand, at most `timeout` seconds; cancel and count the rest."""
+        if self._work:
+            await asyncio.wait(self._work, timeout=timeout)
+        late = [task for task in self._work if not task.done()]
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1)
+        return len(late)
+
+    async def stop(self) -> None:
+        """End the endless loops."""
+        loops = list(self._loops)
+        for task in loops:
+            task.cancel()
+        if loops:
+            await asyncio.wait(loops)
+
+    async def _forever(self, name: str, body: Callable[[], Awaitable[None]], pause: float) -> None:
+        while True:
+            try:
+                await body()
+            except Exception as error:  # noqa: BLE001 a supervised loop must survive whatever its body does
+                self._on_crash(name, error)
+            await asyncio.sleep(pause)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._work.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_crash(task.get_name(), error)

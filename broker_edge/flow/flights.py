@@ -1,0 +1,240 @@
+"""Single flight: one fetch for everyone who waits, in this process by a shared task, across the fleet by a lease.
+
+The shared work runs in its own task under its own deadline, so a caller that leaves or times out takes nobody along; the
+deadline grows with whoever joins and has more time. Across the fleet: bid for the lease; the winner LOOKS AGAIN before it
+fetches, because another instance may have finished between the look-up that missed and this bid; a loser waits for the bell, at
+most until the lease lapses, and bids anew. Leadership fails open: without it an instance fetches alone, and that is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from broker_edge.core.exchange import Entry, Fetched
+from broker_edge.core.trail import FlightTrail, Trail
+from broker_edge.errors import CODES, EdgeError, TierBroken, UpstreamError
+from broker_edge.flow.background import Background
+from broker_edge.ports import Bell, Fleet
+
+_STORED = b"stored"
+# Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
+_NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL"})
+_NOT_OUR_STATUS = frozenset({401, 403, 407})
+
+
+class Work(Protocol):
+    """The work of a flight: `recall` answers what the tiers hold by now, `fetch` calls the upstream and stores."""
+
+    async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None: ...
+
+    async def reread(self, trail: FlightTrail) -> Fetched | None: ...
+
+    async def fetch(self, trail: FlightTrail, remaining: Callable[[], float]) -> Fetched: ...
+
+
+class _Flight:
+    def __init__(self, key: str, identity: Mapping[str, Any], trail: FlightTrail, deadline: float) -> None:
+        self.key = key
+        self.identity = identity
+        self.trail = trail
+        self.deadline = deadline
+        self.limit: asyncio.Timeout | None = None
+        self.task: asyncio.Task[Fetched | EdgeError]
+
+    def extend(self, deadline: float) -> None:
+        if deadline > self.deadline:
+            self.deadline = deadline
+            if self.limit is not None and not self.limit.expired():
+                self.limit.reschedule(deadline)
+
+    def remaining(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
+
+
+class Flights:
+    """`lease` and `wait` in seconds; `on_end` gets the trail of every flight."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        background: Background,
+        *,
+        lease: float,
+        wait: float,
+        new_token: Callable[[], str],
+        on_end: Callable[[FlightTrail], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._fleet = fleet
+        self._background = background
+        self._lease = lease
+        self._wait = wait
+        self._new_token = new_token
+        self._on_end = on_end
+        self._now = now
+        self._running: dict[str, _Flight] = {}
+
+    async def join(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> Fetched:
+        """The result of the flight of `key`, started if none is under way; raises its EdgeError, or TIMEOUT at `deadline`.
+
+        `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, ours are tried once.
+        """
+        flight, led = self._board(key, identity, deadline, trail, work)
+        outcome = await self._result(flight, led, deadline, trail)
+        if isinstance(outcome, EdgeError) and not led and flight.identity != identity:
+            flight, led = self._board(key, identity, deadline, trail, work)
+            outcome = await self._result(flight, led, deadline, trail)
+        trail.collapsed = not led
+        if isinstance(outcome, EdgeError):
+            raise outcome.with_traceback(None)
+        return outcome
+
+    def start(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> None:
+        """Refill behind a reply: a flight that nobody waits for, unless it is under way already."""
+        if key not in self._running:
+            self._board(key, identity, deadline, trail, work)
+
+    def _board(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> tuple[_Flight, bool]:
+        flight = self._running.get(key)
+        if flight is not None:
+            flight.extend(deadline)
+            return flight, False
+        flight = _Flight(key, identity, FlightTrail(trail.branch(), self._now(), trail.new_id), deadline)
+        self._running[key] = flight
+        flight.task = self._background.spawn("flight", self._fly(flight, work))
+        return flight, True
+
+    async def _result(self, flight: _Flight, led: bool, deadline: float, trail: Trail) -> Fetched | EdgeError:
+        started_at, result = self._now(), "timeout"
+        try:
+            async with asyncio.timeout_at(deadline):
+                outcome = await asyncio.shield(flight.task)
+            result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
+            return outcome
+        except TimeoutError:
+            return _timed_out()
+        finally:
+            role = "leader" if led else "follower"
+            trail.note("flight", started_at, self._now(), role, result, flight.trail.context)
+
+    async def _fly(self, flight: _Flight, work: Work) -> Fetched | EdgeError:
+        """Never raises: an outcome that many waiters share is a value."""
+        try:
+            async with asyncio.timeout_at(flight.deadline) as limit:
+                flight.limit = limit
+                limit.reschedule(flight.deadline)  # somebody with more time may have joined before this task began
+                outcome: Fetched | EdgeError = await self._lead(flight, work)
+        except TimeoutError:
+            outcome = _timed_out()
+        except EdgeError as error:
+            outcome = error
+        except Exception as error:  # noqa: BLE001 whatever it was, waiters get an answer and the log gets its name
+            outcome = EdgeError("INTERNAL", "the edge failed while it fetched")
+            outcome.__cause__ = error
+        finally:
+            if self._running.get(flight.key) is flight:
+                del self._running[flight.key]
+        flight.trail.result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
+        flight.trail.ended_at = self._now()
+        self._on_end(flight.trail)
+        return outcome
+
+    async def _lead(self, flight: _Flight, work: Work) -> Fetched:
+        key, token = flight.key.partition(":")[0], self._new_token()
+        give_up = asyncio.get_running_loop().time() + self._wait
+        async with self._fleet.listen(key) as bell:
+            while True:
+                started_at = self._now()
+                try:
+                    lead = await self._fleet.bid(key, token, self._lease)
+                except TierBroken:
+                    return await self._alone(flight, work, started_at, "broken")
+                if lead.won:
+                    flight.trail.note("flight", started_at, self._now(), "fleet_leader", "ok")
+                    return await self._led(key, token, flight, work, lead.entry)
+                patience = min(lead.lease_left + 0.05, give_up - asyncio.get_running_loop().time())
+                if patience <= 0:
+                    return await self._alone(flight, work, started_at, "alone")
+                told = await self._told(bell, patience, work, flight, started_at)
+                if told is not None:
+                    return told
+
+    async def _told(self, bell: Bell, patience: float, work: Work, flight: _Flight, started_at: float) -> Fetched | None:
+        """What the leader's bell brings; None where this instance must bid again. Raises the leader's error if it is ours too."""
+        message = await bell.ring(patience)
+        flight.trail.note("flight", started_at, self._now(), "fleet_follower", "ok" if message else "lapsed")
+        if message is None:
+            return None
+        if message == _STORED:
+            return await work.reread(flight.trail)
+        error = _error_of(message)
+        if error.code in _NOT_OURS or error.upstream_status in _NOT_OUR_STATUS:
+            return None
+        raise error
+
+    async def _alone(self, flight: _Flight, work: Work, started_at: float, role: str) -> Fetched:
+        flight.trail.note("flight", started_at, self._now(), role, "ok")
+        return await work.recall(None, flight.trail) or await work.fetch(flight.trail, flight.remaining)
+
+    async def _led(self, key: str, token: str, flight: _Flight, work: Work, found: Entry | None) -> Fetched:
+        """The work under the lease. Settling runs in a task of its own: a cancelled flight still lets its followers go."""
+        try:
+            async with self._renewing(key, token):
+                fetched = await work.recall(found, flight.trail) or await work.fetch(flight.trail, flight.remaining)
+        except BaseException as error:
+            message = _message_of(error if isinstance(error, EdgeError) else _timed_out())
+            # Before the failure is known here: a request that comes after it must not hear this bell and take it for its own.
+            await asyncio.shield(self._background.spawn("settle", self._settle(key, token, message)))
+            raise
+        self._background.spawn("settle", self._settle(key, token, _STORED))
+        return fetched
+
+    async def _settle(self, key: str, token: str, message: bytes) -> None:
+        with contextlib.suppress(TierBroken):  # the lease lapses by itself
+            await self._fleet.settle(key, token, message)
+
+    @contextlib.asynccontextmanager
+    async def _renewing(self, key: str, token: str) -> AsyncIterator[None]:
+        """Keep the lease while the work lasts; quick work never comes to it, and costs one timer."""
+        loop, renewal = asyncio.get_running_loop(), None
+
+        def begin() -> None:
+            nonlocal renewal
+            renewal = self._background.spawn("renew", self._renew_forever(key, token))
+
+        timer = loop.call_later(self._lease / 3, begin)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if renewal is not None:
+                renewal.cancel()
+
+    async def _renew_forever(self, key: str, token: str) -> None:
+        while True:
+            with contextlib.suppress(TierBroken):
+                await self._fleet.renew(key, token, self._lease)
+            await asyncio.sleep(self._lease / 3)
+
+
+def _timed_out() -> UpstreamError:
+    return UpstreamError("TIMEOUT", "the data source did not answer within source.timeout")
+
+
+def _message_of(error: EdgeError) -> bytes:
+    return msgspec.json.encode([error.code, error.message, error.retryable, error.retry_after, error.upstream_status])
+
+
+def _error_of(message: bytes) -> EdgeError:
+    try:
+        code, text, retryable, retry_after, status = msgspec.json.decode(message)
+        kind = UpstreamError if CODES[code].source == "upstream" else EdgeError
+        return kind(code, text, retryable=retryable, retry_after=retry_after, upstream_status=status)
+    except (msgspec.DecodeError, ValueError, KeyError, TypeError):
+        return EdgeError("INTERNAL", "the fleet's leader failed")

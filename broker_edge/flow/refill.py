@@ -1,0 +1,93 @@
+"""One refill: recall what the tiers hold by now, or call the upstream and keep its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness
+from broker_edge.core.freshness import Fresh, Verdict, judge
+from broker_edge.core.plan import Plan
+from broker_edge.core.render import render
+from broker_edge.core.trail import FlightTrail, Record
+from broker_edge.flow.background import Background
+from broker_edge.flow.tiers import Nothing, Tiers, shaped
+from broker_edge.flow.upstream import Upstream
+
+
+class Kitchen:
+    """What refills are made with."""
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        upstream: Upstream,
+        background: Background,
+        *,
+        new_object_id: Callable[[], UUID],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.tiers = tiers
+        self.upstream = upstream
+        self.background = background
+        self.new_object_id = new_object_id
+        self.now = now
+
+
+class Refill:
+    """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself."""
+
+    def __init__(self, kitchen: Kitchen, plan: Plan, wants: Freshness) -> None:
+        self._kitchen = kitchen
+        self.plan = plan
+        self.wants = wants
+        self._not_before = kitchen.now() if wants.mode == "refresh" else None
+
+    def judge(self, found: Entry | Nothing) -> Verdict:
+        """What the request says to what a tier answered; a broken tier has nothing to judge, like an empty one."""
+        entry = found if isinstance(found, Entry) else None
+        ttl = self.plan.source.caching.ttl
+        return judge(entry, self._kitchen.now(), ttl=ttl, wants=self.wants, not_before=self._not_before)
+
+    async def hot(self, trail: Record) -> Entry | Nothing:
+        return await self._kitchen.tiers.hot(self.plan.key, trail)
+
+    async def durable(self, trail: Record) -> Entry | Nothing:
+        return await self._kitchen.tiers.durable(self.plan.key, self.plan.source.caching.ttl, trail)
+
+    async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
+        """What is fresh by now: `found` (the hot tier's word at the moment the lease was won), else the durable tier's."""
+        return self._accepted(found or Nothing.ABSENT) or self._accepted(await self.durable(trail))
+
+    async def reread(self, trail: FlightTrail) -> Fetched | None:
+        """What another instance has just stored."""
+        return self._accepted(await self.hot(trail)) or self._accepted(await self.durable(trail))
+
+    async def fetch(self, trail: Record, remaining: Callable[[], float]) -> Fetched:
+        """Call the upstream, shape its answer, keep it: the only place where money is spent."""
+        kitchen, source = self._kitchen, self.plan.source
+        started_at = kitchen.now()
+        reply = await kitchen.upstream.send(render(self.plan), source.retry, remaining, trail)
+        ended_at = kitchen.now()
+        item = DataObject(
+            kitchen.new_object_id(),
+            source.data_source_id,
+            self.plan.key,
+            reply.body,
+            ended_at,
+            reply.headers.get("content-type"),
+            source.request.response_type,
+            reply.status,
+            reusable=source.caching.reusable,
+        )
+        entry = Entry(item.object_id, item.created_at, await shaped(item))
+        # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
+        await asyncio.shield(kitchen.background.spawn("store", kitchen.tiers.store(item, entry, source.caching.ttl, trail)))
+        return Fetched(entry, self.plan.key, "REQUEST", started_at, ended_at, reply.status)
+
+    def _accepted(self, found: Entry | Nothing) -> Fetched | None:
+        if isinstance(found, Entry) and isinstance(self.judge(found), Fresh):
+            return Fetched(found, self.plan.key, "CACHE")
+        return None

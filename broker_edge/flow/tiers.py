@@ -1,0 +1,147 @@
+"""The tiers and the way between them: hot (ready bytes) over durable (immutable objects).
+
+Failure policy: the cache fails open. A tier that can't answer is BROKEN, never ABSENT: it is counted under that name, and a
+breaker keeps requests from waiting for a tier that is known to be dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import Enum
+from typing import TypeVar
+
+from broker_edge.core.breaker import Breaker
+from broker_edge.core.exchange import DataObject, Entry
+from broker_edge.core.formats import shape
+from broker_edge.core.freshness import Expired, hot_lifetime
+from broker_edge.core.trail import Record
+from broker_edge.errors import EdgeError, TierBroken
+from broker_edge.flow.background import Background
+from broker_edge.flow.batching import Batcher
+from broker_edge.flow.journal import Journal
+from broker_edge.ports import DurableTier, HotTier, Refused
+
+T = TypeVar("T")
+_OFF_LOOP = 256 * 1024  # bytes from which shaping would hold up the event loop
+
+
+class Nothing(Enum):
+    ABSENT = "miss"
+    BROKEN = "broken"
+
+
+class Tiers:
+    """Look-ups answer an `Entry` or say which nothing they found; stores return when the object is durable."""
+
+    def __init__(
+        self,
+        hot: HotTier,
+        durable: DurableTier,
+        journal: Journal,
+        background: Background,
+        *,
+        hot_max_value: int,
+        random: Callable[[], float],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._hot = hot
+        self._durable = durable
+        self._journal = journal
+        self._hot_max_value = hot_max_value
+        self._random = random
+        self._now = now
+        self.hot_breaker = Breaker()
+        self.durable_breaker = Breaker()
+        self._hot_gets: Batcher[str, Entry | None] = Batcher("hot-get", hot.get_many, background, lanes=4)
+        self._durable_gets: Batcher[str, DataObject | None] = Batcher("durable-get", self._look_up, background, lanes=2, most=100)
+        self._commits: Batcher[DataObject, None] = Batcher("commit", self._commit, background, most=64)
+
+    async def hot(self, key: str, record: Record) -> Entry | Nothing:
+        """What the hot tier holds under `key`: one round trip, shared with the look-ups of the same loop tick."""
+        started_at = self._now()
+        try:
+            found = await self._guarded(self.hot_breaker, lambda: self._hot_gets.call(key)) or Nothing.ABSENT
+        except TierBroken:
+            found = Nothing.BROKEN
+        record.note("lookup", started_at, self._now(), "hot", _result(found))
+        return found
+
+    async def durable(self, key: str, ttl: float | None, record: Record) -> Entry | Nothing:
+        """The newest reusable object under `key`, shaped; the hot tier gets it back for the time that is left."""
+        started_at = self._now()
+        found: Entry | Nothing = Nothing.ABSENT
+        try:
+            item = await self._guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
+            if item is not None:
+                found = Entry(item.object_id, item.created_at, await shaped(item))
+        except TierBroken:
+            found = Nothing.BROKEN
+        except EdgeError:
+            found = Nothing.ABSENT  # kept by a version that read the format differently: fetch it anew
+        record.note("lookup", started_at, self._now(), "durable", _result(found))
+        if isinstance(found, Entry):
+            await self._put_hot(key, found, ttl, record)
+        return found
+
+    async def store(self, item: DataObject, entry: Entry, ttl: float | None, record: Record) -> None:
+        """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
+        started_at, result = self._now(), "ok"
+        try:
+            await self._guarded(self.durable_breaker, lambda: self._commits.call(item))
+        except TierBroken:
+            # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
+            result = "spooled"
+            self._journal.keep(item)
+        record.note("store", started_at, self._now(), "durable", result)
+        if item.reusable:
+            await self._put_hot(item.key, entry, ttl, record)
+
+    async def _put_hot(self, key: str, entry: Entry, ttl: float | None, record: Record) -> None:
+        lifetime = hot_lifetime(entry.created_at, ttl, self._now(), self._random())
+        if isinstance(lifetime, Expired) or len(entry.value) > self._hot_max_value:
+            return
+        started_at, result = self._now(), "ok"
+        try:
+            await self._guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime))
+        except TierBroken:
+            result = "broken"
+        record.note("store", started_at, self._now(), "hot", result)
+
+    async def _guarded(self, breaker: Breaker, call: Callable[[], Awaitable[T]]) -> T:
+        if not breaker.allows(time.monotonic()):
+            raise TierBroken("the tier is left alone for a while")
+        try:
+            answer = await call()
+        except TierBroken:
+            breaker.record(ok=False, now=time.monotonic())
+            raise
+        breaker.record(ok=True, now=time.monotonic())
+        return answer
+
+    async def _look_up(self, keys: Sequence[str]) -> Sequence[DataObject | None]:
+        # A herd of one key may meet here: each key is asked for once.
+        distinct = list(dict.fromkeys(keys))
+        found = dict(zip(distinct, await self._durable.lookup(distinct), strict=True))
+        return [found[key] for key in keys]
+
+    async def _commit(self, items: Sequence[DataObject]) -> Sequence[BaseException | None]:
+        try:
+            await self._durable.store(items)
+        except Refused:
+            if len(items) == 1:
+                return [EdgeError("INTERNAL", "the database refuses this object")]
+            return [answer for item in items for answer in await self._commit([item])]
+        return [None] * len(items)
+
+
+async def shaped(item: DataObject) -> bytes:
+    """The value of an object as JSON text; large ones are shaped off the event loop. Raises UpstreamError PARSE_ERROR."""
+    if len(item.body) < _OFF_LOOP:
+        return shape(item.body, item.response_type, item.content_type)
+    return await asyncio.to_thread(shape, item.body, item.response_type, item.content_type)
+
+
+def _result(found: Entry | Nothing) -> str:
+    return found.value if isinstance(found, Nothing) else "hit"

@@ -1,0 +1,167 @@
+"""The call itself: retries { addresses -> transport -> bounded decoding }, redirects hop by hop, all within one deadline.
+
+The deadline is not kept here: whoever awaits `send` cancels it. `remaining` only says whether a pause still fits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from broker_edge.core.content_coding import Decoder
+from broker_edge.core.exchange import Outbound, Reply, Target
+from broker_edge.core.pacing import next_delay, parse_retry_after
+from broker_edge.core.redirect import MAX_HOPS, redirected
+from broker_edge.core.retry import may_retry
+from broker_edge.core.source import RetryPolicy
+from broker_edge.core.trail import Record, TraceContext
+from broker_edge.errors import EdgeError, UpstreamError
+from broker_edge.guard.addresses import AddressGuard
+from broker_edge.ports import RawReply, Transport
+
+_MOST_ADDRESSES = 3  # tried one after the other while nothing has been sent
+_ERROR_BODY = 64 * 1024  # read of an answer that nobody wants, so that its connection can be used again
+
+
+class Upstream:
+    """Sends rendered requests; `in_flight` counts the calls that are under way."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        guard: AddressGuard,
+        *,
+        max_encoded: int,
+        max_decoded: int,
+        now: Callable[[], float] = time.time,
+        random: Callable[[], float],
+    ) -> None:
+        self._transport = transport
+        self._guard = guard
+        self._max_encoded = max_encoded
+        self._max_decoded = max_decoded
+        self._now = now
+        self._random = random
+        self.in_flight = 0
+
+    async def send(self, request: Outbound, policy: RetryPolicy, remaining: Callable[[], float], record: Record) -> Reply:
+        """A 2xx answer, or the last attempt's EdgeError."""
+        for attempt in itertools.count():
+            try:
+                return await self._attempt(request, policy, attempt, record)
+            except UpstreamError as error:
+                if attempt >= policy.max_retries or not may_retry(request.method, error, policy):
+                    raise
+                delay = next_delay(attempt, policy.backoff_factor, error.retry_after, self._random(), remaining())
+                if delay is None:
+                    raise
+            await asyncio.sleep(delay)
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: Outbound, policy: RetryPolicy, attempt: int, record: Record) -> Reply:
+        started_at, context = self._now(), record.branch()
+        result = "abandoned"
+        reply: Reply | int | None = None
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(policy.attempt_timeout) as limit:
+                reply = answer = await self._follow(_traced(request, context), policy)
+            result = "ok"
+            return answer
+        except TimeoutError:
+            result = "timeout"
+            if not limit.expired():
+                raise
+            raise UpstreamError("TIMEOUT", "an attempt took longer than source.retry.attempt_timeout") from None
+        except EdgeError as error:
+            result = error.code.lower()
+            reply = error.upstream_status
+            raise
+        finally:
+            self.in_flight -= 1
+            attributes = _attributes(request, attempt, reply)
+            record.note("attempt", started_at, self._now(), request.method, result, context, attributes)
+
+    async def _follow(self, request: Outbound, policy: RetryPolicy) -> Reply:
+        for _ in range(MAX_HOPS + 1):
+            reply = await self._call(request)
+            if 200 <= reply.status < 300:
+                return reply
+            onward = redirected(request, reply)
+            if onward is None:
+                raise self._failed(reply, policy)
+            request = onward
+        raise UpstreamError("UPSTREAM_STATUS", f"the upstream redirects more than {MAX_HOPS} times", upstream_status=reply.status)
+
+    def _failed(self, reply: Reply, policy: RetryPolicy) -> UpstreamError:
+        return UpstreamError(
+            "UPSTREAM_STATUS",
+            f"the upstream answered {reply.status}",
+            retryable=reply.status in policy.status_forcelist or reply.status in (429, 503),
+            retry_after=parse_retry_after(reply.headers.get("retry-after"), self._now()),
+            upstream_status=reply.status,
+        )
+
+    async def _call(self, request: Outbound) -> Reply:
+        """One hop: every address is classified before it is dialled, and dialled as classified."""
+        url = urlsplit(request.url)
+        port = url.port or (443 if url.scheme == "https" else 80)
+        targets = await self._guard.targets(url.scheme, url.hostname or "", port)
+        for target in targets[: _MOST_ADDRESSES - 1]:
+            try:
+                return await self._exchange(request, target)
+            except UpstreamError as error:
+                if error.sent or error.code != "CONNECT_ERROR" or target is targets[-1]:
+                    raise
+        return await self._exchange(request, targets[:_MOST_ADDRESSES][-1])
+
+    async def _exchange(self, request: Outbound, target: Target) -> Reply:
+        async with self._transport.open(request, target) as raw:
+            body = await self._read(raw) if 200 <= raw.status < 300 else await _discard(raw)
+            return Reply(raw.status, raw.headers, body, raw.http_version)
+
+    async def _read(self, raw: RawReply) -> bytes:
+        decoder = Decoder(raw.headers.get("content-encoding"), max_encoded=self._max_encoded, max_decoded=self._max_decoded)
+        async for chunk in raw.chunks():
+            decoder.feed(chunk)
+        return decoder.finish()
+
+
+async def _discard(raw: RawReply) -> bytes:
+    read = 0
+    async for chunk in raw.chunks():
+        read += len(chunk)
+        if read > _ERROR_BODY:
+            break
+    return b""
+
+
+def _traced(request: Outbound, context: TraceContext) -> Outbound:
+    """The trace goes on upstream (W3C Trace Context), unless the spec sets the header itself."""
+    if any(name.lower() == "traceparent" for name, _ in request.headers):
+        return request
+    headers = (*request.headers, ("traceparent", context.traceparent))
+    if context.state:
+        headers = (*headers, ("tracestate", context.state))
+    return Outbound(request.method, request.url, headers, request.body)
+
+
+def _attributes(request: Outbound, attempt: int, reply: Reply | int | None) -> dict[str, object]:
+    """Span attributes by the HTTP client conventions; the URL itself may hold a secret and stays out."""
+    url = urlsplit(request.url)
+    attributes: dict[str, object] = {
+        "http.request.method": request.method,
+        "url.scheme": url.scheme,
+        "server.port": url.port or (443 if url.scheme == "https" else 80),
+        "http.request.resend_count": attempt,
+    }
+    if isinstance(reply, Reply):
+        attributes["http.response.status_code"] = reply.status
+        attributes["http.response.body.size"] = len(reply.body)
+        attributes["network.protocol.version"] = reply.http_version
+    elif reply is not None:
+        attributes["http.response.status_code"] = reply
+    return attributes

@@ -1,0 +1,168 @@
+"""Frozen settings from the environment; the only reader of it in the package.
+
+Every member is `DATA_BROKER_` plus its upper-case name, or the same with `_FILE` holding a path to the value. The README's
+table is checked against this class.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "DATA_BROKER_"
+
+
+class SettingsError(Exception):
+    """The environment can't be used; the message is one line that names the variable."""
+
+
+class Settings(BaseSettings):
+    """All settings of one process; times in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    host: str = Field("0.0.0.0", description="Address to listen on")  # noqa: S104 a service listens everywhere unless told
+    port: int = Field(6002, ge=0, le=65535, description="Port to listen on")
+    workers: int = Field(1, ge=1, le=256, description="Processes that serve; more than one needs `REDIS_URL`")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least severe log line written")
+    data_dir: Path = Field(Path(".broker-edge"), description="Spool of the journal and embedded database")
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql://...` or `sqlite:///path`; unset: SQLite in `DATA_DIR`"
+    )
+    db_host: str | None = Field(None, description="Postgres by parts, instead of `DATABASE_URL`")
+    db_port: int = Field(5432, ge=1, le=65535, description="Postgres port")
+    db_name: str = Field("data_broker", description="Postgres database")
+    db_user: str = Field("data_broker", description="Postgres user")
+    db_password: SecretStr | None = Field(None, description="Postgres password")
+    db_pool_size: int = Field(8, ge=2, le=200, description="Postgres connections a process may open")
+    redis_url: SecretStr | None = Field(None, description="`redis://` or `rediss://`; unset: hot tier in memory")
+    redis_timeout: float = Field(
+        0.5, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
+    )
+    hot_max_value_bytes: int = Field(4 * 2**20, ge=1024, description="Larger values are kept in the durable tier only")
+    memory_tier_bytes: int = Field(256 * 2**20, ge=2**20, description="Bound of the in-memory hot tier")
+    allowed_private_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Comma-separated `host:port`, `host` or CIDR entries that the address guard lets through"
+    )
+    http_engine: Literal["pyreqwest", "httpx"] = Field("pyreqwest", description="Which HTTP client calls upstreams")
+    connect_timeout: float = Field(5.0, gt=0, le=60, description="Longest wait for a connection to an upstream")
+    upstream_ca_file: Path | None = Field(None, description="PEM bundle trusted beside the public certificate authorities")
+    max_request_bytes: int = Field(10 * 2**20, ge=1024, description="Largest request body (413 above it)")
+    max_encoded_bytes: int = Field(10 * 2**20, ge=1024, description="Largest upstream body before decompression")
+    max_decoded_bytes: int = Field(32 * 2**20, ge=1024, description="Largest upstream body after decompression")
+    spec_cache_entries: int = Field(4096, ge=1, description="Compiled data source specs kept in memory")
+    flight_lease: float = Field(
+        3.0, ge=0.3, le=60, description="Leadership of a fetch in the fleet lapses after this without a renewal"
+    )
+    flight_wait: float = Field(15.0, gt=0, le=300, description="Longest wait for another instance's fetch, then fetch alone")
+    spool_max_bytes: int = Field(2 * 2**30, ge=2**20, description="Journal rows waiting for the database; full means 503")
+    spool_segment_bytes: int = Field(4 * 2**20, ge=4096, description="Size at which a spool segment is closed")
+    shutdown_timeout: float = Field(30.0, gt=0, le=600, description="Longest wait for running requests at SIGTERM")
+
+    @field_validator("allowed_private_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands over: the environment is read there, once, `_FILE` forms included."""
+        return (init_settings,)
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL, driver included; holds the password."""
+        if self.database_url is not None:
+            return _with_driver(self.database_url.get_secret_value())
+        if self.db_host is None:
+            return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'broker_edge.sqlite3'}"
+        password = f":{quote(self.db_password.get_secret_value(), safe='')}" if self.db_password else ""
+        user, name = quote(self.db_user, safe=""), quote(self.db_name, safe="")
+        return f"postgresql+psycopg://{user}{password}@{self.db_host}:{self.db_port}/{name}"
+
+    @property
+    def embedded(self) -> bool:
+        return self.database.startswith("sqlite")
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Settings from `environ` (default: the process's own), `overrides` first; raises SettingsError."""
+    values = _read(os.environ if environ is None else environ)  # noqa: TID251 the one place that reads it
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise SettingsError(f"{PREFIX}{str(first['loc'][0]).upper()}: {first['msg']}") from None
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    if settings.database_url is not None and not settings.database.startswith(("postgresql+psycopg:", "sqlite+aiosqlite:")):
+        raise SettingsError(f"{PREFIX}DATABASE_URL: must start with postgresql:// or sqlite:///")
+    if settings.redis_url is not None and not settings.redis_url.get_secret_value().startswith(
+        ("redis://", "rediss://", "unix://")
+    ):
+        raise SettingsError(f"{PREFIX}REDIS_URL: must start with redis://, rediss:// or unix://")
+    if settings.workers > 1 and settings.redis_url is None:
+        raise SettingsError(f"{PREFIX}WORKERS: more than one worker needs {PREFIX}REDIS_URL, so that they share one cache")
+
+
+def _read(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX) or text == "":
+            continue
+        member, is_file = _member(name)
+        if member in values:
+            raise SettingsError(f"{name}: given twice, as itself and as {PREFIX}{member.upper()}_FILE")
+        values[member] = _file_text(name, text) if is_file else text
+    return values
+
+
+def _member(name: str) -> tuple[str, bool]:
+    member = name.removeprefix(PREFIX).lower()
+    if member in Settings.model_fields:
+        return member, False
+    if member.endswith("_file") and member.removesuffix("_file") in Settings.model_fields:
+        return member.removesuffix("_file"), True
+    raise SettingsError(f"{name}: there is no such setting")
+
+
+def _file_text(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"{name}: the file can't be read") from None
+
+
+def _with_driver(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    drivers = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg", "sqlite": "sqlite+aiosqlite"}
+    return f"{drivers.get(scheme, scheme)}://{rest}"
+
+
+def otel_environment() -> dict[str, str]:
+    """OpenTelemetry's own variables, honoured as they are."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}  # noqa: TID251
+
+
+def share_with_children(name: str, value: str) -> None:
+    """Set a variable that worker processes inherit."""
+    os.environ[name] = value  # noqa: TID251
