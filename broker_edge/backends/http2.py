@@ -61,28 +61,24 @@ class FrameSplitter:
     def __init__(self) -> None:
         self._rest = b""
 
-    def split(self, data: bytes) -> tuple[bytes, list[int]]:
+    def split(self, data: bytes) -> tuple[list[bytes], list[int]]:
         """Whole frames to hand on, and the last stream ids that GOAWAYs named. A frame over the limit is handed on uncut."""
         data = self._rest + data
-        kept: list[bytes] = []
+        frames: list[bytes] = []
         last_ids: list[int] = []
-        start = at = 0
+        at = 0
         while len(data) - at >= _FRAME_HEAD:
             length = int.from_bytes(data[at : at + 3], "big")
-            if length > _MAX_FRAME:
-                at = len(data)
-                break
-            end = at + _FRAME_HEAD + length
+            end = at + _FRAME_HEAD + length if length <= _MAX_FRAME else len(data)
             if len(data) < end:
                 break
             if data[at + 3] == _GOAWAY and length >= 8:
                 last_ids.append(int.from_bytes(data[at + 9 : at + 13], "big") & _MAX_STREAM_ID)
-                kept.append(data[start:at])
-                start = end
+            else:
+                frames.append(data[at:end])
             at = end
-        kept.append(data[start:at])
         self._rest = data[at:]
-        return b"".join(kept), last_ids
+        return frames, last_ids
 
 
 class Stream:
@@ -227,15 +223,16 @@ class Http2Connection:
             await self._flush_and_wait()
 
     def _feed(self, data: bytes) -> None:
+        """Frame by frame, as h2 loses the events before the one that it can't accept."""
         frames, last_ids = self._splitter.split(data)
         try:
-            events = self._h2.receive_data(frames) if frames else []
+            for frame in frames:
+                for event in self._h2.receive_data(frame):
+                    self._take(event)
         except ProtocolError:
             self._flush()
             self.link.abort()
             return
-        for event in events:
-            self._take(event)
         for last_id in last_ids:
             self._go_away(last_id)
         self._flush()

@@ -6,6 +6,7 @@ Make it after the fork: its runtime doesn't survive one.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from pyreqwest.request import StreamRequest
 from pyreqwest.response import Response
 
 from broker_edge.backends.origins import Origins
+from broker_edge.backends.trust import trust
 from broker_edge.backends.wire import (
     IDLE_SECONDS,
     MAX_HEAD_BYTES,
@@ -124,6 +126,7 @@ def _trusting(builder: ClientBuilder, extra_ca: bytes | None, target: Target) ->
     try:
         for ca in (extra_ca, target.tls.ca):
             if ca is not None:
+                trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca)  # reqwest passes over what it can't read
                 builder = builder.add_root_certificate_pem(ca)
         if target.tls.identity is not None:
             builder = builder.identity_pem(target.tls.identity)
@@ -142,7 +145,7 @@ def _exchange(client: Client, request: Outbound, target: Target) -> StreamReques
     try:
         url = Url(f"{target.scheme}://{authority(target)}{wanted}")
         builder = client.request(request.method, url).headers(request_headers(request))
-        exchange = (builder if request.body is None else builder.body_bytes(request.body)).build_streamed()
+        exchange = (builder if request.body is None else builder.body_bytes(request.body)).streamed_read_buffer_limit(0).build_streamed()
     except (BuilderError, ValueError):
         raise CallerError("INVALID_VALUE", "The request can't be sent as it is written") from None
     # The URL standard rewrites what isn't in its normal form ("/a/%2e%2e/b" becomes "/b"): refused, not sent as something else.

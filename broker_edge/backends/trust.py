@@ -1,6 +1,6 @@
-"""TLS contexts of the httpx engine: public roots, what is trusted beside them, and the identity shown to the peer.
+"""TLS material: contexts of the httpx engine, and the check of authorities for both engines.
 
-Made without the environment (no SSL_CERT_FILE, no SSLKEYLOGFILE).
+Public roots, what is trusted beside them, and the identity shown to the peer. Made without the environment (no SSL_CERT_FILE, no SSLKEYLOGFILE).
 """
 
 from __future__ import annotations
@@ -25,16 +25,24 @@ def tls_context(options: TlsOptions, extra_ca: bytes | None = None) -> ssl.SSLCo
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(certifi.where())
     context.set_alpn_protocols(["h2", "http/1.1"])
+    for ca in (extra_ca, options.ca):
+        if ca is not None:
+            trust(context, ca)
     try:
-        for ca in (extra_ca, options.ca):
-            if ca is not None:
-                context.load_verify_locations(cadata=ca.decode("ascii"))
         if options.identity is not None:
             with _as_file(options.identity) as path:
                 context.load_cert_chain(path)
     except (ssl.SSLError, ValueError):
         raise failure("tls_material") from None
     return context
+
+
+def trust(context: ssl.SSLContext, ca: bytes) -> None:
+    """Trust every certificate of a PEM bundle; raises TLS_ERROR where there is none to read."""
+    try:
+        context.load_verify_locations(cadata=ca.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise failure("tls_material") from None
 
 
 @contextmanager

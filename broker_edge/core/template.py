@@ -7,6 +7,7 @@ a caller chose, and would turn a missing name into nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, Final
 
 from jinja2 import Environment, TemplateError, nodes
@@ -23,6 +24,7 @@ _ALLOWED: Final = 'only {{ name }}, {{ env.name }} and {{ "text" }} are allowed'
 _OPENINGS: Final = ("{{", "{%", "{#")
 _PARSER: Final = Environment(autoescape=True, keep_trailing_newline=True)
 _TOKENS: Final = {"block_begin": "a block", "raw_begin": "a raw block", "comment_begin": "a comment"}
+_TOKENS_LIMIT: Final = 20_000
 _NODES: Final[tuple[tuple[type[nodes.Node], str], ...]] = (
     (nodes.Filter, "a filter"),
     (nodes.Test, "a test"),
@@ -94,8 +96,11 @@ def refuse_template_name(name: str, member: str) -> None:
 
 def _parse(text: str, member: str) -> Iterator[str | Hole]:
     try:
-        # The syntax tree no longer shows comments and raw blocks; the tokens do.
-        kinds = {kind for _, kind, _ in _PARSER.lex(text)}
+        # The syntax tree no longer shows comments and raw blocks; the tokens do. They come one by one.
+        tokens = list(islice(_PARSER.lex(text), _TOKENS_LIMIT + 1))
+        kinds = {kind for _, kind, _ in tokens}
+        if len(tokens) > _TOKENS_LIMIT:
+            raise rejected(member, "is too long a template")
         tree = _PARSER.parse(text) if kinds.isdisjoint(_TOKENS) else nodes.Template([])
     except (TemplateError, RecursionError, ValueError, OverflowError):  # ValueError: an integer of over 4,300 digits
         raise rejected(member, f"is not a valid template; {_ALLOWED}") from None

@@ -483,7 +483,7 @@ async def test_a_peer_that_speaks_no_tls_is_a_tls_error(transport: Transport) ->
 async def test_an_authority_of_the_source_is_trusted_for_it_alone(engine: Engine) -> None:
     transport = engine(5.0)
     async with RawServer(replying(), tls=server_context()) as server:
-        trusting = target(server, tls=TlsOptions(ca=ca_pem()))
+        trusting = target(server, tls=TlsOptions(ca=ca_pem("other") + ca_pem()))
         assert (await read(transport, outbound(server), trusting)).status == 200
         assert (await failing(fetch(transport, server))).code == "TLS_ERROR"
     await transport.aclose()

@@ -96,6 +96,14 @@ def test_one_byte_at_a_time_is_fine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CODED)
+def test_output_that_waits_behind_the_last_input_byte_is_fetched(name: str) -> None:
+    coding, encode = ENCODERS[name]
+    for size in (1 << 16, 1 << 17, 1 << 20):
+        for data in (bytes(size + extra) for extra in range(-2, 300, 19)):
+            assert _decode(coding, encode(data)) == data
+
+
+@pytest.mark.parametrize("name", CODED)
 def test_a_body_cut_at_any_byte_is_incomplete(name: str) -> None:
     coding, encode = ENCODERS[name]
     encoded = encode(_mixed(300))
@@ -141,6 +149,7 @@ def test_gzip_may_be_filled_up_with_zeros_and_nothing_after_them() -> None:
     assert _decode("gzip", encoded, b"\0", b"\0\0") == b"value"
     assert _code("gzip", encoded, b"\0", encoded) == "PARSE_ERROR"
     assert _code("gzip", b"\0" + encoded) == "PARSE_ERROR"
+    assert _code("gzip", bytes(8)) == "PARSE_ERROR"
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "zstd without a size"])

@@ -26,13 +26,13 @@ def test_no_entry_is_a_miss() -> None:
 @pytest.mark.parametrize(
     ("age", "ttl", "verdict"),
     [
-        (0, 60, Fresh(0, 60)),
-        (59, 60, Fresh(59, 1)),
+        (0, 60, Fresh(_entry(0), 0, 60)),
+        (59, 60, Fresh(_entry(59), 59, 1)),
         (60, 60, Stale(60, 0, "ttl")),
         (61, 60, Stale(61, -1, "ttl")),
-        (1e9, None, Fresh(1e9, None)),
+        (1e9, None, Fresh(_entry(1e9), 1e9, None)),
         (0, 0, Stale(0, 0, "ttl")),
-        (-5, 60, Fresh(0, 60)),
+        (-5, 60, Fresh(_entry(-5), 0, 60)),
     ],
 )
 def test_fresh_while_its_age_is_below_its_ttl(age: float, ttl: float | None, verdict: object) -> None:
@@ -46,20 +46,20 @@ def test_max_age_narrows_what_is_fresh(age: float, ttl: float | None, fresh: boo
 
 
 def test_max_age_zero_accepts_only_what_is_brand_new() -> None:
-    assert judge(_entry(0), NOW, ttl=60, wants=Freshness(max_age=0)) == Fresh(0, 60)
-    assert judge(_entry(0.1), NOW, ttl=60, wants=Freshness(max_age=0)) == Stale(0.1, pytest.approx(59.9), "max_age")
+    assert judge(_entry(0), NOW, ttl=60, wants=Freshness(max_age=0)) == Fresh(_entry(0), 0, 60)
+    assert judge(_entry(0.5), NOW, ttl=60, wants=Freshness(max_age=0)) == Stale(0.5, 59.5, "max_age")
 
 
 def test_max_stale_makes_a_stale_entry_usable_up_to_its_bound() -> None:
     wants = Freshness(max_stale=30)
-    assert judge(_entry(60), NOW, ttl=60, wants=wants) == StaleUsable(60, 0)
-    assert judge(_entry(90), NOW, ttl=60, wants=wants) == StaleUsable(90, -30)
+    assert judge(_entry(60), NOW, ttl=60, wants=wants) == StaleUsable(_entry(60), 60, 0)
+    assert judge(_entry(90), NOW, ttl=60, wants=wants) == StaleUsable(_entry(90), 90, -30)
     assert judge(_entry(91), NOW, ttl=60, wants=wants) == Stale(91, -31, "ttl")
 
 
 def test_max_age_and_max_stale_both_apply() -> None:
     wants = Freshness(max_age=70, max_stale=30)
-    assert judge(_entry(70), NOW, ttl=60, wants=wants) == StaleUsable(70, -10)
+    assert judge(_entry(70), NOW, ttl=60, wants=wants) == StaleUsable(_entry(70), 70, -10)
     assert judge(_entry(71), NOW, ttl=60, wants=wants) == Stale(71, -11, "ttl")
 
 
@@ -70,7 +70,7 @@ def test_a_ttl_of_zero_is_never_reused_even_stale() -> None:
 def test_a_refresh_refuses_what_is_older_than_itself_only() -> None:
     assert judge(_entry(1), NOW, ttl=60, wants=ANY, not_before=NOW) == Stale(1, 59, "refresh")
     assert judge(_entry(1), NOW, ttl=None, wants=Freshness(max_stale=9), not_before=NOW) == Stale(1, None, "refresh")
-    assert judge(_entry(0), NOW, ttl=60, wants=ANY, not_before=NOW) == Fresh(0, 60)
+    assert judge(_entry(0), NOW, ttl=60, wants=ANY, not_before=NOW) == Fresh(_entry(0), 0, 60)
 
 
 SECONDS = st.floats(0, 1e9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -42,7 +43,7 @@ def test_full_jitter_stays_below_its_cap(attempt: int, factor: float, rand: floa
         ("120", 120.0),
         (" 7\t", 7.0),
         ("007", 7.0),
-        ("9" * 5000, RETRY_AFTER_CAP),
+        pytest.param("9" * 5000, RETRY_AFTER_CAP, id="5000 digits"),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 30.0),
         ("Sunday, 06-Nov-94 08:49:37 GMT", 30.0),
         ("Sun Nov  6 08:49:37 1994", 30.0),
@@ -52,6 +53,16 @@ def test_full_jitter_stays_below_its_cap(attempt: int, factor: float, rand: floa
 )
 def test_retry_after_reads_seconds_and_all_three_date_forms(value: str, seconds: float) -> None:
     assert parse_retry_after(value, NOW) == seconds
+
+
+def test_a_retry_after_without_a_zone_is_not_in_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert parse_retry_after("Sun Nov  6 08:49:37 1994", NOW) == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

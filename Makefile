@@ -1,0 +1,64 @@
+# Every target sets up what it needs: a machine with Python and make is enough.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 6002
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+export PYTHONDONTWRITEBYTECODE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all check format chaos load bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Make .venv with everything in it
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: install ## Start the edge and a sample bureau, and print requests to paste
+	@$(BIN)/broker-edge demo --port $(PORT)
+
+test: install ## Run the whole suite; starts its own Redis and Postgres
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not chaos" $(ARGS)
+
+test-all: ## Run the suite on every supported Python that is installed
+	@found=0; for version in 3.11 3.12 3.13; do \
+	  python=$$(command -v python$$version || true); \
+	  if [ -n "$$python" ] && ! $$python --version >/dev/null 2>&1; then python=""; fi; \
+	  for candidate in $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+	    if [ -z "$$python" ] && [ -x "$$candidate" ]; then python=$$candidate; fi; done; \
+	  if [ -n "$$python" ]; then found=1; echo "Python $$version"; \
+	    $(MAKE) test PYTHON="$$python" VENV=.venv-$$version || exit 1; \
+	  else echo "Python $$version is not installed"; fi; \
+	done; test $$found = 1
+
+check: install ## Format, lint, types and the rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -n 0 tests/rules
+
+format: install ## Format the code
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+chaos: install ## Herds twenty times, kill -9 fifty times
+	@$(BIN)/python -m pytest -n 0 -m chaos --timeout 1800 tests/scenarios $(ARGS)
+
+load: install ## Offer load with locust: hits, misses, mixed; prints a table
+	@for profile in hit miss mixed; do $(BIN)/python -m loadtests.load --profile $$profile $(ARGS) || exit 1; done
+
+bench: load ## Measure
+
+lock: install ## Renew the locks from pyproject.toml
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate -c requirements.lock pyproject.toml -o requirements-runtime.lock
+
+clean: ## Remove what the targets made
+	@rm -rf $(VENV) .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
