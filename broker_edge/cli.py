@@ -193,7 +193,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    port: Port = None, bureau_port: Annotated[int, typer.Option(help="Port of the sample bureau; another one if it is taken")] = 7001
+    port: Port = None, bureau_port: Annotated[int, typer.Option(help="Port of the sample bureau, if it is free")] = 7001
 ) -> None:
     """Start the edge with its embedded default and a sample bureau, and print requests to paste."""
     from broker_edge.demo.run import run_demo

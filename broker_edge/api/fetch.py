@@ -108,6 +108,7 @@ class FetchEndpoint:
             self._journal.record(trail)
         except TierBroken as error:  # an answer that can't be written down is not given
             self._on_failure("journal", error, f"{trail.context.trace_id:032x}")
+            trail.withhold(error)
             status, (headers, body) = error.kind.status, problem(error)
         await _answer(send, status, headers, body)
         for sink in self._sinks:

@@ -145,7 +145,9 @@ def _exchange(client: Client, request: Outbound, target: Target) -> StreamReques
     try:
         url = Url(f"{target.scheme}://{authority(target)}{wanted}")
         builder = client.request(request.method, url).headers(request_headers(request))
-        exchange = (builder if request.body is None else builder.body_bytes(request.body)).streamed_read_buffer_limit(0).build_streamed()
+        exchange = (
+            (builder if request.body is None else builder.body_bytes(request.body)).streamed_read_buffer_limit(0).build_streamed()
+        )
     except (BuilderError, ValueError):
         raise CallerError("INVALID_VALUE", "The request can't be sent as it is written") from None
     # The URL standard rewrites what isn't in its normal form ("/a/%2e%2e/b" becomes "/b"): refused, not sent as something else.

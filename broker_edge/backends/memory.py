@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
+from broker_edge.backends.bells import Bells
 from broker_edge.core.exchange import Entry
 from broker_edge.ports import Bell, Lead
 
@@ -72,26 +73,36 @@ class MemoryHot:
             self.bytes_held -= held.size
 
 
-class _SilentBell:
-    async def ring(self, timeout: float) -> bytes | None:
-        return None
-
-
 class LoneFleet:
-    """`ports.Fleet` of one process: in-process flights have already made this call the only one, so every bid wins."""
+    """`ports.Fleet` of one process. Its leases keep apart what single flights don't: a refresh and a live fetch of one key."""
 
-    def __init__(self, hot: MemoryHot) -> None:
+    def __init__(self, hot: MemoryHot, clock: Callable[[], float] = time.monotonic) -> None:
         self._hot = hot
+        self._clock = clock
+        self._leases: dict[str, tuple[str, float]] = {}
+        self._bells = Bells()
 
-    @contextlib.asynccontextmanager
-    async def listen(self, key: str) -> AsyncIterator[Bell]:
-        yield _SilentBell()
+    def listen(self, key: str) -> AbstractAsyncContextManager[Bell]:
+        return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
+        _, until = self._leases.get(key, ("", 0.0))
+        left = until - self._clock()
+        if left > 0:
+            return Lead(False, lease_left=left)
+        self._leases[key] = (token, self._clock() + lease)
         return Lead(True, self._hot.peek(key))
 
     async def renew(self, key: str, token: str, lease: float) -> bool:
-        return True
+        holds = self._holds(key, token)
+        if holds:
+            self._leases[key] = (token, self._clock() + lease)
+        return holds
 
     async def settle(self, key: str, token: str, message: bytes) -> None:
-        return None
+        if self._holds(key, token):
+            del self._leases[key]
+            self._bells.strike(key, message)
+
+    def _holds(self, key: str, token: str) -> bool:
+        return self._leases.get(key, ("", 0.0))[0] == token

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from redis.asyncio import Redis
@@ -16,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from broker_edge.backends.bells import Bells
 from broker_edge.core.exchange import Entry
 from broker_edge.core.packing import pack, unpack
 from broker_edge.errors import TierBroken
@@ -91,41 +93,19 @@ class RedisHot:
         await self._redis.aclose()
 
 
-class _RedisBell:
-    def __init__(self) -> None:
-        self._message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def strike(self, message: bytes) -> None:
-        if not self._message.done():
-            self._message.set_result(message)
-
-    async def ring(self, timeout: float) -> bytes | None:
-        done, _ = await asyncio.wait([self._message], timeout=timeout)
-        return self._message.result() if done else None
-
-
 class RedisFleet:
     """`ports.Fleet` by leases in Redis; `hear` must run for as long as bells are to ring."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._bells: dict[str, set[_RedisBell]] = {}
+        self._bells = Bells()
         self._bid = redis.register_script(_BID)
         self._renew = redis.register_script(_RENEW)
         self._settle = redis.register_script(_SETTLE)
         self.hearing = asyncio.Event()
 
-    @contextlib.asynccontextmanager
-    async def listen(self, key: str) -> AsyncIterator[Bell]:
-        bell = _RedisBell()
-        bells = self._bells.setdefault(key, set())
-        bells.add(bell)
-        try:
-            yield bell
-        finally:
-            bells.discard(bell)
-            if not bells and self._bells.get(key) is bells:
-                del self._bells[key]
+    def listen(self, key: str) -> AbstractAsyncContextManager[Bell]:
+        return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
         keys = [_entry(key), _lead(key), _bell(key)]
@@ -163,8 +143,7 @@ class RedisFleet:
 
     def _strike(self, data: bytes) -> None:
         key, _, message = data.partition(b" ")
-        for bell in self._bells.get(key.decode(), ()):
-            bell.strike(message)
+        self._bells.strike(key.decode(), message)
 
 
 def _unpacked(answer: Any) -> Entry | BaseException | None:

@@ -133,6 +133,11 @@ class Trail(Record):
         self.error = error
         self.outcome = error.code.lower()
 
+    def withhold(self, error: EdgeError) -> None:
+        """The answer of this closed trail is not given: `error` is given in its place."""
+        self.fetched, self.error = None, error
+        self.status, self.outcome = error.kind.status, error.code.lower()
+
     def _close(self, ended_at: float, status: int) -> None:
         if self.ended_at is not None:
             raise RuntimeError("a trail closes once")

@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from broker_edge.core.trail import Fact, FlightTrail, Trail
 
-disable_created_metrics()  # a second series for every counter that nothing here reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that nothing here reads
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

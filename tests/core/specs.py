@@ -29,11 +29,11 @@ def source_of(*, caching: Any = None, **source: Any) -> DataSource:
     return parse_source(json.dumps(spec(caching=caching, **source)).encode())
 
 
-def sent(params: dict[str, Any] | None = None, env: dict[str, Any] | None = None, **source: Any) -> Outbound:
+def sent(params: dict[str, Any] | None = None, env: dict[str, Any] | None = None, /, **source: Any) -> Outbound:
     return render(make_plan(source_of(**source), params or {}, env or {}))
 
 
-def refused_spec(code: str = "INVALID_DATA_SOURCE", *, caching: Any = None, **source: Any) -> str:
+def refused_spec(code: str = "INVALID_DATA_SOURCE", /, *, caching: Any = None, **source: Any) -> str:
     """The message that a spec is refused with."""
     with pytest.raises(CallerError) as caught:
         source_of(caching=caching, **source)
@@ -41,7 +41,7 @@ def refused_spec(code: str = "INVALID_DATA_SOURCE", *, caching: Any = None, **so
     return caught.value.message
 
 
-def refused_value(value: Any, env: dict[str, Any] | None = None, **source: Any) -> str:
+def refused_value(value: Any, env: dict[str, Any] | None = None, /, **source: Any) -> str:
     """The message that a configured parameter `x` is refused with when the request is rendered."""
     plan = make_plan(source_of(**source), {"x": value}, env or {})
     with pytest.raises(CallerError) as caught:

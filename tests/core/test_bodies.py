@@ -96,7 +96,10 @@ def test_xml_has_its_content_type() -> None:
 @example(">")
 @example("]]>&#38;<b/>\n]]")
 def test_a_value_in_xml_is_itself_in_text_attributes_and_cdata(value: str) -> None:
-    document = "<r><!-- <![CDATA[ --><a>{{ x }}</a><b k='{{ x }}' l=\"{{ x }}\"/><c>]<![CDATA[]]{{ x }}]>{{ x }}>]]></c><?p <![CDATA[ ?><d>{{ x }}</d></r>"
+    document = (
+        "<r><!-- <![CDATA[ --><a>{{ x }}</a><b k='{{ x }}' l=\"{{ x }}\"/>"
+        "<c>]<![CDATA[]]{{ x }}]>{{ x }}>]]></c><?p <![CDATA[ ?><d>{{ x }}</d></r>"
+    )
     rendered = content({"xml": document}, value)
     root = ET.fromstring(rendered)
     found = (root[0].text or "", root[1].get("k"), root[1].get("l"), root[2].text, root[3].text or "")

@@ -19,7 +19,7 @@ HOST = "http://api.example.com"
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-def url(template: str, params: dict[str, Any] | None = None, env: dict[str, Any] | None = None, **source: Any) -> str:
+def url(template: str, params: dict[str, Any] | None = None, env: dict[str, Any] | None = None, /, **source: Any) -> str:
     return sent(params, env, url=template, **source).url
 
 
