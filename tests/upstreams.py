@@ -208,8 +208,8 @@ def _ok(_: Http2Request) -> tuple[int, list[tuple[str, str]], bytes]:
 class Http2Server(_Server):
     """HTTP/2 over TLS. `answer` gives status, headers and body (up to one window), or None to say nothing.
 
-    `goaway_after`: a connection takes that many requests, says GOAWAY before it answers the last ones, ignores any above and ends
-    when all are answered. `refuse`: the first so many requests are refused with REFUSED_STREAM. `cut`: a GOAWAY that covers the
+    `goaway_after`: a connection takes that many requests, says GOAWAY before it answers the last ones and ignores any above; the
+    client ends it. `refuse`: the first so many requests are refused with REFUSED_STREAM. `cut`: a GOAWAY that covers the
     request, then the connection ends without an answer. `requests` are those processed; `processed` counts them by `x-id`.
     """
 
@@ -241,7 +241,7 @@ class _Http2Session:
         self.conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         self.coming: dict[int, Http2Request] = {}
         self.taken = 0
-        self.going = False
+        self.last: int | None = None
 
     async def run(self) -> None:
         self.conn.local_settings.max_concurrent_streams = self.server.streams
@@ -257,11 +257,11 @@ class _Http2Session:
             for request in whole:
                 self._answer(request)
             await self._flush()
-            if self.going:
-                return
 
     def _take(self, event: h2.events.Event, whole: list[Http2Request]) -> None:
-        if isinstance(event, h2.events.RequestReceived):
+        if self.last is not None and getattr(event, "stream_id", 0) > self.last:
+            self.server.ignored += isinstance(event, h2.events.RequestReceived)
+        elif isinstance(event, h2.events.RequestReceived):
             pairs = [(str(name), str(value)) for name, value in event.headers]
             self.coming[event.stream_id] = Http2Request(
                 event.stream_id,
@@ -281,9 +281,6 @@ class _Http2Session:
 
     def _admits(self, request: Http2Request) -> bool:
         server = self.server
-        if self.going:
-            server.ignored += 1
-            return False
         if server.refuse:
             server.refuse -= 1
             self.conn.reset_stream(request.stream, error_code=7)
@@ -292,8 +289,8 @@ class _Http2Session:
         server.processed[request.headers.get("x-id", "")] += 1
         self.taken += 1
         if self.taken == server.goaway_after:
-            self.going = True
-            self.writer.write(self.conn.data_to_send() + _goaway(request.stream))
+            self.last = max(request.stream, *self.coming, 0)
+            self.writer.write(self.conn.data_to_send() + _goaway(self.last))
         return True
 
     def _answer(self, request: Http2Request) -> None:

@@ -21,6 +21,7 @@ from broker_edge.backends.origins import Origins
 from broker_edge.backends.trust import tls_context
 from broker_edge.backends.wire import (
     IDLE_SECONDS,
+    LONGEST,
     MAX_IDLE,
     MAX_ORIGINS,
     authority,
@@ -176,7 +177,8 @@ class HttpxTransport:
         self._pools: Origins[Pool] = Origins(self._pool, Pool.aclose, max_origins)
 
     @asynccontextmanager
-    async def open(self, request: Outbound, target: Target) -> AsyncIterator[Http1Reply | Http2Reply]:
+    async def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> AsyncIterator[Http1Reply | Http2Reply]:
+        """`within`, seconds until the caller's deadline, is the other engine's need: here cancelling ends the request at once."""
         headers = _encoded(request, target)
         async with self._pools.lease(target) as pool:
             for _ in range(_ATTEMPTS):

@@ -23,6 +23,7 @@ from broker_edge.backends.origins import Origins
 from broker_edge.backends.trust import trust
 from broker_edge.backends.wire import (
     IDLE_SECONDS,
+    LONGEST,
     MAX_HEAD_BYTES,
     MAX_IDLE,
     MAX_ORIGINS,
@@ -37,6 +38,7 @@ from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import CallerError, TargetDenied, UpstreamError
 
 _VERSIONS: Final = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
+_AFTER_DEADLINE: Final = 0.25  # seconds
 _STREAM_WINDOW: Final = 1 << 20
 _CONNECTION_WINDOW: Final = 1 << 24
 
@@ -57,8 +59,8 @@ class PyreqwestReply:
         try:
             while (chunk := await read()) is not None:
                 yield bytes(chunk)
-        except (PyreqwestError, OSError):
-            raise failure("incomplete") from None
+        except (PyreqwestError, OSError) as error:
+            raise failure("late" if isinstance(error, RequestTimeoutError) else "incomplete") from None
 
 
 class PyreqwestTransport:
@@ -70,9 +72,14 @@ class PyreqwestTransport:
         self._clients: Origins[Client] = Origins(self._client, _close, max_origins)
 
     @asynccontextmanager
-    async def open(self, request: Outbound, target: Target) -> AsyncIterator[PyreqwestReply]:
+    async def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> AsyncIterator[PyreqwestReply]:
+        """`within`: seconds until the caller's deadline.
+
+        pyreqwest 0.15 leaves a request that is cancelled before its head running in its thread; this ends it there, a moment
+        after the deadline, so that the caller's own time-out always comes first.
+        """
         async with self._clients.lease(target) as client:
-            exchange = _exchange(client, request, target)
+            exchange = _exchange(client, request, target, timedelta(seconds=within + _AFTER_DEADLINE))
             try:
                 response = await exchange.__aenter__()
             except (PyreqwestError, OSError) as error:
@@ -139,15 +146,18 @@ async def _close(client: Client) -> None:
     await client.close()
 
 
-def _exchange(client: Client, request: Outbound, target: Target) -> StreamRequest:
-    """The request built of the target's authority and the URL's path and query, which must leave as they are."""
+def _exchange(client: Client, request: Outbound, target: Target, timeout: timedelta) -> StreamRequest:
+    """The request built of the target's authority and the URL's path and query, which must leave as they are.
+
+    Nothing is read ahead: by default 64 KiB of the body would be waited for before the head is given.
+    """
     wanted = request_target(request.url)
     try:
         url = Url(f"{target.scheme}://{authority(target)}{wanted}")
-        builder = client.request(request.method, url).headers(request_headers(request))
-        exchange = (
-            (builder if request.body is None else builder.body_bytes(request.body)).streamed_read_buffer_limit(0).build_streamed()
-        )
+        builder = client.request(request.method, url).headers(request_headers(request)).timeout(timeout)
+        if request.body is not None:
+            builder = builder.body_bytes(request.body)
+        exchange = builder.streamed_read_buffer_limit(0).build_streamed()
     except (BuilderError, ValueError):
         raise CallerError("INVALID_VALUE", "The request can't be sent as it is written") from None
     # The URL standard rewrites what isn't in its normal form ("/a/%2e%2e/b" becomes "/b"): refused, not sent as something else.
@@ -183,6 +193,8 @@ def _translated(error: Exception) -> UpstreamError:
         if isinstance(error, RequestTimeoutError):
             return failure("connect_timeout")
         return failure("connect" if "tcp connect error" in words else "tls")
+    if isinstance(error, RequestTimeoutError):
+        return failure("late")
     if "REFUSED_STREAM" in words or "refused stream" in words:
         return failure("refused")
     if "message head is too large" in words:

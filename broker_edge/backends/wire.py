@@ -16,6 +16,7 @@ IDLE_SECONDS: Final = 20.0  # below the keep-alive of common servers and balance
 MAX_IDLE: Final = 100  # idle HTTP/1.1 connections kept per origin
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_ORIGINS: Final = 1000
+LONGEST: Final = 300.0  # seconds; the longest time-out that a data source may have
 
 # reqwest sends both in any case; RFC 9110 section 10.1.5 asks for the one, section 12.5.1 makes the other mean nothing.
 _DEFAULTS: Final = (("accept", "*/*"), ("user-agent", "broker-edge"))
@@ -24,7 +25,7 @@ _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-Failure = Literal["connect", "connect_timeout", "tls", "tls_material", "alert", "refused", "broken", "incomplete", "head"]
+Failure = Literal["connect", "connect_timeout", "tls", "tls_material", "alert", "refused", "broken", "incomplete", "head", "late"]
 
 _FAILURES: Final[dict[Failure, tuple[str, str, bool]]] = {
     "connect": ("CONNECT_ERROR", "The connection to the upstream could not be opened", False),
@@ -35,6 +36,7 @@ _FAILURES: Final[dict[Failure, tuple[str, str, bool]]] = {
     "refused": ("CONNECT_ERROR", "The upstream refused the request unprocessed", False),
     "broken": ("CONNECT_ERROR", "The connection to the upstream broke before an answer", True),
     "incomplete": ("UPSTREAM_INCOMPLETE", "The upstream's answer ended before it was whole", True),
+    "late": ("TIMEOUT", "The upstream did not answer in time", True),
     "head": ("UPSTREAM_TOO_LARGE", f"The head of the upstream's answer is larger than {MAX_HEAD_BYTES} bytes", True),
 }
 

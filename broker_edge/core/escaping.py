@@ -124,7 +124,7 @@ def _in_xml(hole: Hole, value: Any) -> str:
 
 
 def _in_cdata(hole: Hole, value: Any) -> str:
-    """A CDATA section has no references: it is closed for line ends, and around what could close it with its neighbours."""
+    """A CDATA section has no references: it is closed for line ends, and around what could close it with its neighbours or without."""
     text = _xml_text(hole, value)
     if not text or "]" in text or ">" in text:
         text = _CDATA_SPLIT + text.replace("]]>", f"]]{_CDATA_SPLIT}>") + _CDATA_SPLIT

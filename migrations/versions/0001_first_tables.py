@@ -14,6 +14,7 @@ branch_labels = None
 depends_on = None
 
 SCHEMA = "data_broker"
+UUID = sa.Uuid().with_variant(sa.String(36), "sqlite")
 TIME = sa.DateTime(timezone=True)
 JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
@@ -21,12 +22,12 @@ JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgr
 def upgrade() -> None:
     op.create_table(
         "data_object",
-        sa.Column("data_object_id", sa.Uuid, nullable=False),
-        sa.Column("data_source_id", sa.Uuid, nullable=False),
+        sa.Column("data_object_id", UUID, nullable=False),
+        sa.Column("data_source_id", UUID, nullable=False),
         sa.Column("key", sa.String, nullable=False),
         sa.Column("value", sa.LargeBinary, nullable=False),
         sa.Column("created_at", TIME, nullable=False, server_default=sa.func.now()),
-        sa.Column("project_id", sa.Uuid),
+        sa.Column("project_id", UUID),
         sa.Column("content_type", sa.String),
         sa.Column("response_type", sa.String, nullable=False, server_default="PLAIN_TEXT"),
         sa.Column("status_code", sa.Integer, nullable=False, server_default="200"),
@@ -38,7 +39,7 @@ def upgrade() -> None:
     op.create_table(
         "run_data_cache",
         sa.Column("key", sa.String, nullable=False),
-        sa.Column("data_object_id", sa.Uuid, nullable=False),
+        sa.Column("data_object_id", UUID, nullable=False),
         sa.Column("created_at", TIME, nullable=False, server_default=sa.func.now()),
         sa.PrimaryKeyConstraint("key", name="pk_run_data_cache"),
         sa.ForeignKeyConstraint(
@@ -49,16 +50,16 @@ def upgrade() -> None:
     op.create_index("idx_run_data_cache_data_object_id", "run_data_cache", ["data_object_id"], schema=SCHEMA)
     op.create_table(
         "run_data_request",
-        sa.Column("run_data_request_id", sa.Uuid, nullable=False),
-        sa.Column("run_id", sa.Uuid),
-        sa.Column("data_object_id", sa.Uuid),
-        sa.Column("data_source_id", sa.Uuid),
+        sa.Column("run_data_request_id", UUID, nullable=False),
+        sa.Column("run_id", UUID),
+        sa.Column("data_object_id", UUID),
+        sa.Column("data_source_id", UUID),
         sa.Column("data_origin", sa.String),
         sa.Column("start_time", sa.Float),
         sa.Column("end_time", sa.Float),
         sa.Column("error", JSON),
         sa.Column("created_at", TIME, nullable=False, server_default=sa.func.now()),
-        sa.Column("project_id", sa.Uuid),
+        sa.Column("project_id", UUID),
         sa.Column("key", sa.String),
         sa.Column("outcome", sa.String),
         sa.Column("status_code", sa.Integer),

@@ -60,14 +60,14 @@ def outbound(server: Any, path: str = "/", method: str = "GET", headers: Any = (
     return Outbound(method, server.url + path, tuple(headers), body)
 
 
-async def read(transport: Transport, request: Outbound, where: Target) -> Got:
-    async with asyncio.timeout(20), transport.open(request, where) as reply:
+async def read(transport: Any, request: Outbound, where: Target, within: float = 20.0) -> Got:
+    async with asyncio.timeout(20), transport.open(request, where, within=within) as reply:
         body = b"".join([chunk async for chunk in reply.chunks()])
         return Got(reply.status, dict(reply.headers), body, reply.http_version)
 
 
-async def fetch(transport: Transport, server: Any, path: str = "/", **more: Any) -> Got:
-    return await read(transport, outbound(server, path, **more), target(server))
+async def fetch(transport: Transport, server: Any, path: str = "/", *, within: float = 20.0, **more: Any) -> Got:
+    return await read(transport, outbound(server, path, **more), target(server), within)
 
 
 async def failing(work: Awaitable[Any]) -> UpstreamError:
@@ -530,7 +530,7 @@ async def test_a_deadline_ends_the_connection(transport: Transport, where: str, 
             await gone.wait()
 
 
-async def _until(begun: asyncio.Event, transport: Transport, server: RawServer) -> None:
+async def _until(begun: asyncio.Event, transport: Any, server: RawServer) -> None:
     """A fetch whose deadline comes as soon as the peer has begun."""
 
     async def expire() -> None:
@@ -539,28 +539,29 @@ async def _until(begun: asyncio.Event, transport: Transport, server: RawServer) 
 
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
         group.create_task(expire())
-        async with transport.open(outbound(server), target(server)) as reply:
+        async with transport.open(outbound(server), target(server), within=0.2) as reply:
             await _drain(reply.chunks())
 
 
 async def test_cancelled_requests_leave_no_connection_and_no_wrong_answer(transport: Transport) -> None:
-    held = asyncio.Event()
-
     async def handle(peer: Peer) -> None:
         while True:
             got = await peer.receive()
             if "/held" in got.line:
-                await held.wait()
+                await peer.until_gone()
+                return
             await peer.reply(got.line.encode())
 
     async with RawServer(handle) as server:
-        tasks = [asyncio.get_running_loop().create_task(fetch(transport, server, f"/held/{number}")) for number in range(20)]
+        tasks = [
+            asyncio.get_running_loop().create_task(fetch(transport, server, f"/held/{number}", within=0.5))
+            for number in range(20)
+        ]
         await settled(lambda: len(server.received) == 20)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
-        held.set()
         for number in range(20):
             assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
         await settled(lambda: server.open <= 1)
@@ -570,7 +571,7 @@ async def test_a_cancelled_http2_exchange_is_reset_and_the_connection_goes_on(tr
     async with Http2Server() as server:
         await fetch(transport, server)
         server.answer = lambda _: None
-        task = asyncio.get_running_loop().create_task(fetch(transport, server))
+        task = asyncio.get_running_loop().create_task(fetch(transport, server, within=0.2))
         await settled(lambda: len(server.requests) == 2)
         task.cancel()
         await asyncio.wait([task])

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_edge.core.bodies import BODY_LIMIT
@@ -90,6 +90,7 @@ def test_xml_has_its_content_type() -> None:
     assert content_type(soap) == "application/soap+xml"
 
 
+@settings(deadline=None)
 @given(xml_texts)
 @example("]]>")
 @example("]")
@@ -114,6 +115,7 @@ def test_characters_that_xml_can_t_carry_are_refused(value: str, document: str) 
     assert f"{MEMBER}.xml" in refused_value(value, body={"xml": document})
 
 
+@settings(deadline=None)
 @given(texts)
 @example('", "admin": true, "b": "')
 @example("\\")
@@ -138,6 +140,7 @@ def test_a_backslash_before_a_hole_is_refused_in_json_text() -> None:
     )
 
 
+@settings(deadline=None)
 @given(texts)
 def test_a_value_in_a_form_is_one_value(value: str) -> None:
     rendered = content("a=1&b={{ x }}&c=2", value, "application/x-www-form-urlencoded").decode()

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_edge.core.plan import make_plan
@@ -112,6 +112,7 @@ def shuffled(value: Any, order: random.Random) -> Any:
     return [shuffled(item, order) for item in value] if isinstance(value, list) else value
 
 
+@settings(deadline=None)
 @given(objects, st.randoms(use_true_random=False))
 def test_the_order_of_parameters_never_changes_the_key(params: dict[str, Any], order: random.Random) -> None:
     params["x"] = 1
@@ -127,6 +128,7 @@ def exact(value: Any) -> Any:
     return type(value).__name__, repr(value)
 
 
+@settings(deadline=None)
 @given(objects, objects)
 def test_different_parameters_have_different_keys(one: dict[str, Any], other: dict[str, Any]) -> None:
     one["x"] = other["x"] = 1

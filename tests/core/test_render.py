@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_edge import __version__
@@ -66,6 +66,7 @@ def test_null_in_a_text_is_refused() -> None:
     refused_value(None, headers={"X-A": "Bearer {{ x }}"})
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_value_in_a_header_is_one_line_or_refused(value: str) -> None:
     plan = make_plan(source_of(headers={"X-A": "v {{ x }}"}), {"x": value}, {})

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker_edge.core.source import MAX_TTL, CachePolicy, RetryPolicy, parse_source
@@ -316,6 +316,7 @@ json_values = st.recursive(
 members = ("url", "method", "headers", "params", "body", "timeout", "retry", "response_type", "auth")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(members), json_values),
     st.dictionaries(st.sampled_from(["enabled", "ttl", "vary_env"]), json_values),
@@ -327,6 +328,7 @@ def test_random_specs_raise_nothing_but_caller_errors(source: dict[str, Any], ca
         assert error.code in {"INVALID_DATA_SOURCE", "TEMPLATE_REJECTED"}  # noqa: PT017 (both outcomes are right)
 
 
+@settings(deadline=None)
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_random_bytes_raise_nothing_but_caller_errors(raw: bytes) -> None:
     with pytest.raises(CallerError):

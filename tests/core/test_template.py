@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from broker_edge.core.holes import Hole, Scope, Template
@@ -130,6 +130,7 @@ def test_long_text_is_refused() -> None:
     refused("x" * (TEXT_LIMIT + 1), "INVALID_DATA_SOURCE")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("{{ y }}")
 @example("{% raw %}")
@@ -137,12 +138,14 @@ def test_a_value_is_never_read_as_a_template(value: str) -> None:
     assert filled("<{{ x }}>", {"x": value, "y": "no"}) == f"<{value}>"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_text_without_openings_is_its_own_template(text: str) -> None:
     text = text.replace("{", "(")
     assert filled(text) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=list("{}%#-'\"\\ xe.nv|()\r\n")))
 def test_any_text_is_a_template_or_refused(text: str) -> None:
     try:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import httpx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyreqwest.http import Url
 
@@ -114,6 +114,7 @@ def test_a_refused_url_is_not_quoted() -> None:
     assert "s3cret" not in refused_spec(url="http://user:s3cret@a.example/")
 
 
+@settings(deadline=None)
 @given(texts.filter(lambda text: text not in {"", ".", ".."}))
 @example("../../admin")
 @example("%2e%2e")
@@ -159,12 +160,14 @@ def test_half_a_surrogate_pair_is_refused() -> None:
         url(HOST + "/{{ env.x }}", {}, {"x": "\ud800"})
 
 
+@settings(deadline=None)
 @given(texts)
 def test_a_value_in_a_query_is_one_value(value: str) -> None:
     query = urlsplit(url(HOST + "/?a=1&q={{ x }}&b=2", {"x": value})).query
     assert parse_qsl(query, keep_blank_values=True, strict_parsing=True) == [("a", "1"), ("q", value), ("b", "2")]
 
 
+@settings(deadline=None)
 @given(texts, texts)
 def test_a_param_is_exactly_one_more_pair(name: str, value: str) -> None:
     name = name.replace("{", "(")
@@ -247,6 +250,7 @@ def agreed(rendered: str) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(hosts, paths, texts.filter(lambda text: text not in {"", ".", ".."}))
 def test_both_engines_send_the_very_bytes_of_a_rendered_url(host: str, path: str, value: str) -> None:
     path = path.replace("{{", "(").replace("{%", "(").replace("{#", "(")
@@ -261,6 +265,7 @@ def test_both_engines_send_the_very_bytes_of_a_rendered_url(host: str, path: str
 labels = st.text(list("abz019-_.xnüßأב。ǅ٣☃İ０"), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(labels)
 @example("0a.xn--4dbrk0ce")
 @example("xn--zca")
@@ -274,6 +279,7 @@ def test_a_host_is_refused_or_both_engines_send_it_alike(host: str) -> None:
         assert agreed(rendered)
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(v=6))
 def test_ipv6_addresses_are_written_as_both_engines_do(address: Any) -> None:
     assert agreed(url(f"http://[{address.exploded}]/"))
