@@ -241,6 +241,7 @@ class _Http2Session:
         self.conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         self.coming: dict[int, Http2Request] = {}
         self.taken = 0
+        self.highest = 0
         self.last: int | None = None
 
     async def run(self) -> None:
@@ -262,6 +263,7 @@ class _Http2Session:
         if self.last is not None and getattr(event, "stream_id", 0) > self.last:
             self.server.ignored += isinstance(event, h2.events.RequestReceived)
         elif isinstance(event, h2.events.RequestReceived):
+            self.highest = max(self.highest, event.stream_id)
             pairs = [(str(name), str(value)) for name, value in event.headers]
             self.coming[event.stream_id] = Http2Request(
                 event.stream_id,
@@ -289,7 +291,7 @@ class _Http2Session:
         server.processed[request.headers.get("x-id", "")] += 1
         self.taken += 1
         if self.taken == server.goaway_after:
-            self.last = max(request.stream, *self.coming, 0)
+            self.last = self.highest
             self.writer.write(self.conn.data_to_send() + _goaway(self.last))
         return True
 

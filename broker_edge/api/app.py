@@ -95,7 +95,9 @@ async def _documented(_body: FetchDataRequest) -> FetchDataReply:
 async def _refused(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(status, "INVALID_REQUEST")
-    return _response(EdgeError(code, "there is no such path" if status == 404 else "the path does not take this method"))
+    response = _response(EdgeError(code, "there is no such path" if status == 404 else "the path does not take this method"))
+    response.headers.update(getattr(error, "headers", None) or {})  # Allow
+    return response
 
 
 async def _failed(_request: Request, _error: Exception) -> Response:

@@ -118,6 +118,7 @@ class Http2Connection:
         self._streams: dict[int, Stream] = {}
         self._max_streams = _MAX_STREAMS
         self._going_away = False
+        self._settled = asyncio.Event()
         self.idle_since: float | None = None
         self._greet()
         link.push_to(self._feed, self._lost)
@@ -129,6 +130,10 @@ class Http2Connection:
     @property
     def has_room(self) -> bool:
         return len(self._streams) < self._max_streams
+
+    async def settled(self) -> None:
+        """Wait for the peer's SETTINGS, its first frame (RFC 9113 section 3.4): more streams than it takes are not begun."""
+        await self._settled.wait()
 
     async def send(self, headers: HeaderPairs, body: bytes | None) -> Stream:
         """Send a request and wait for the head of its answer. The stream must be given to `release` by whoever gets it.
@@ -254,6 +259,7 @@ class Http2Connection:
         limit = event.changed_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
         if limit is not None:
             self._max_streams = min(limit.new_value, _MAX_STREAMS)
+        self._settled.set()
         self._ring_all()  # the initial window may have grown
 
     def _ring_all(self) -> None:
@@ -268,6 +274,7 @@ class Http2Connection:
         self.retire()
 
     def _lost(self) -> None:
+        self._settled.set()
         for stream in self._streams.values():
             stream.fail(Broken())
 

@@ -104,6 +104,7 @@ class Pool:
             return Http1Connection(link, self.url)
         connection = Http2Connection(link)
         self._shared.append(connection)
+        await connection.settled()
         return connection
 
     def _kept(self) -> Http1Connection | Http2Connection | None:

@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as BrokenConnection
 from redis.exceptions import RedisError
 
 from broker_edge.backends.bells import Bells
@@ -49,7 +50,8 @@ def connect(url: str, timeout: float) -> Redis:
         url,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 1),
+        # Not after a time-out: what did not answer once would be waited for twice.
+        retry=Retry(NoBackoff(), 1, supported_errors=(BrokenConnection,)),
         health_check_interval=0,
         max_connections=64,
     )

@@ -124,8 +124,9 @@ def _in_xml(hole: Hole, value: Any) -> str:
 
 
 def _in_cdata(hole: Hole, value: Any) -> str:
-    """A CDATA section has no references: it is closed for line ends, and around what could close it with its neighbours or without."""
+    """A CDATA section has no references: it is closed for line ends, and around what could close it with its neighbours."""
     text = _xml_text(hole, value)
+    # Nothing at all lets the literal text on both sides meet.
     if not text or "]" in text or ">" in text:
         text = _CDATA_SPLIT + text.replace("]]>", f"]]{_CDATA_SPLIT}>") + _CDATA_SPLIT
     return text.replace("\r", f"]]>&#13;{_CDATA_START}").replace("\n", f"]]>&#10;{_CDATA_START}")
