@@ -18,8 +18,8 @@ from broker_edge.core.journal_row import RequestRow
 class RawReply(Protocol):
     """An upstream's answer while its body still flows: nothing decoded, header names lower case.
 
-    Repeated headers are joined with ", ". `chunks` raises `UpstreamError` UPSTREAM_INCOMPLETE where the body ends before its
-    framing says so (short Content-Length, cut chunked body, reset stream).
+    Repeated headers are joined with ", "; one with a value outside ASCII is left out. `chunks` raises `UpstreamError`
+    UPSTREAM_INCOMPLETE where the body ends before its framing says so (short Content-Length, cut chunked body, reset stream).
     """
 
     @property
@@ -38,13 +38,15 @@ class Transport(Protocol):
     """Sends one request to one pinned address over pooled, kept-alive HTTP/1.1 or HTTP/2 connections.
 
     `open` never follows redirects, never retries what may have been processed, never decodes, never reads the environment,
-    adds no header but Host, Content-Length and what framing needs (an absent User-Agent stays absent). It raises
+    adds no header but Host, Content-Length, what framing needs, and `Accept: */*` and `User-Agent: broker-edge` where the
+    request has none (one engine can't leave them out). It raises
     `UpstreamError`: CONNECT_ERROR or TLS_ERROR (sent=False) where no byte of the request left, CONNECT_ERROR (sent=True)
     where the connection broke before an answer, TIMEOUT (sent=False) where connecting took longer than the connect time-out.
-    Deadlines are the caller's: cancelling the context at any await gives the connection up and leaks nothing.
+    Deadlines are the caller's: cancelling the context at any await gives the connection up. `within` seconds the caller will
+    have done so: an engine that can't cancel what it has sent frees it then.
     """
 
-    def open(self, request: Outbound, target: Target) -> AbstractAsyncContextManager[RawReply]: ...
+    def open(self, request: Outbound, target: Target, *, within: float) -> AbstractAsyncContextManager[RawReply]: ...
 
     async def aclose(self) -> None: ...
 

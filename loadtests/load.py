@@ -124,8 +124,8 @@ def place(options: argparse.Namespace) -> Iterator[Place]:
     with ExitStack() as stack:
         if options.servers:
             servers = importlib.import_module("tests.servers")
-            options.redis_url = stack.enter_context(servers.valkey())
-            options.database_url = stack.enter_context(servers.postgres())
+            options.redis_url = stack.enter_context(servers.valkey()).url
+            options.database_url = stack.enter_context(servers.postgres()).create()
         data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="broker-edge-load-"))
         ports = processes.free_port(), processes.free_port()
         bureau_url, edge_url = (f"http://127.0.0.1:{port}" for port in ports)

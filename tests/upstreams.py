@@ -23,6 +23,7 @@ from typing import Any, Self
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import trustme
 from hyperframe.frame import GoAwayFrame
 
@@ -138,6 +139,7 @@ class _Server:
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self.connections = 0
         self.open = 0
 
@@ -152,6 +154,10 @@ class _Server:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for writer in self._writers:
+            writer.transport.abort()
+        for _ in range(10):  # transports close their sockets some turns of the loop later
+            await asyncio.sleep(0)
 
     @property
     def url(self) -> str:
@@ -161,6 +167,7 @@ class _Server:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.append(writer)
         self.connections += 1
         self.open += 1
         try:
@@ -170,7 +177,7 @@ class _Server:
         finally:
             self.open -= 1
             self._tasks.discard(task)
-            writer.transport.abort() if writer.is_closing() else writer.close()
+            writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
@@ -245,7 +252,8 @@ class _Http2Session:
         self.last: int | None = None
 
     async def run(self) -> None:
-        self.conn.local_settings.max_concurrent_streams = self.server.streams
+        limit = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self.server.streams}
+        self.conn.local_settings = h2.settings.Settings(client=False, initial_values=limit)
         self.conn.initiate_connection()
         await self._flush()
         while data := await self.reader.read(65536):

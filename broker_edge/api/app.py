@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
@@ -74,6 +76,7 @@ def front(edge: Edge) -> Front:
         tags=["data"],
         summary="Fetch data",
     )
+    app.openapi = partial(_page, app.openapi)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     if edge.tracing.provider is not None:
@@ -85,6 +88,19 @@ def front(edge: Edge) -> Front:
 _PROBLEMS: dict[int | str, dict[str, object]] = {
     status: {"model": Problem} for status in (400, 403, 404, 413, 429, 500, 502, 503)
 }
+
+
+def _page(generated: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """FastAPI's page with failures as they are sent: problem+json, and no 422, which is FastAPI's own way to refuse."""
+    page = generated()
+    responses = page["paths"][PATH]["post"]["responses"]
+    responses.pop("422", None)
+    for status, response in responses.items():
+        if status != "200" and "application/json" in response["content"]:
+            response["content"] = {"application/problem+json": response["content"].pop("application/json")}
+    for name in ("HTTPValidationError", "ValidationError"):
+        page["components"]["schemas"].pop(name, None)
+    return page
 
 
 async def _documented(_body: FetchDataRequest) -> FetchDataReply:

@@ -6,12 +6,13 @@ Make it after the fork: its runtime doesn't survive one.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeVar
 
 from pyreqwest.client import Client, ClientBuilder
 from pyreqwest.exceptions import BuilderError, PyreqwestError, RequestError, RequestTimeoutError
@@ -37,6 +38,8 @@ from broker_edge.backends.wire import (
 from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import CallerError, TargetDenied, UpstreamError
 
+T = TypeVar("T")
+
 _VERSIONS: Final = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _AFTER_DEADLINE: Final = 0.25  # seconds
 _STREAM_WINDOW: Final = 1 << 20
@@ -57,7 +60,7 @@ class PyreqwestReply:
     async def chunks(self) -> AsyncIterator[bytes]:
         read = self._response.body_reader.read_chunk
         try:
-            while (chunk := await read()) is not None:
+            while (chunk := await _cancellable(read())) is not None:
                 yield bytes(chunk)
         except (PyreqwestError, OSError) as error:
             raise failure("late" if isinstance(error, RequestTimeoutError) else "incomplete") from None
@@ -80,10 +83,7 @@ class PyreqwestTransport:
         """
         async with self._clients.lease(target) as client:
             exchange = _exchange(client, request, target, timedelta(seconds=within + _AFTER_DEADLINE))
-            try:
-                response = await exchange.__aenter__()
-            except (PyreqwestError, OSError) as error:
-                raise _translated(error) from None
+            response = await _begun(exchange)
             try:
                 yield PyreqwestReply(response)
             finally:
@@ -140,6 +140,32 @@ def _trusting(builder: ClientBuilder, extra_ca: bytes | None, target: Target) ->
         return builder.build()
     except (BuilderError, ValueError):
         raise failure("tls_material") from None
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task else 0
+
+
+async def _cancellable(work: Awaitable[T]) -> T:
+    """Await pyreqwest, and raise the cancellation that it swallows where its answer comes in the same moment."""
+    before = _cancellations()
+    result = await work
+    if _cancellations() > before:
+        raise asyncio.CancelledError
+    return result
+
+
+async def _begun(exchange: StreamRequest) -> Response:
+    before = _cancellations()
+    try:
+        response = await exchange.__aenter__()
+    except (PyreqwestError, OSError) as error:
+        raise _translated(error) from None
+    if _cancellations() > before:  # swallowed, as above, but with an answer to close
+        await exchange.__aexit__(None, None, None)
+        raise asyncio.CancelledError
+    return response
 
 
 async def _close(client: Client) -> None:

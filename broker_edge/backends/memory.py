@@ -105,4 +105,5 @@ class LoneFleet:
             self._bells.strike(key, message)
 
     def _holds(self, key: str, token: str) -> bool:
-        return self._leases.get(key, ("", 0.0))[0] == token
+        holder, until = self._leases.get(key, ("", 0.0))
+        return holder == token and until > self._clock()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as BrokenConnection
@@ -45,9 +45,13 @@ return 1
 
 
 def connect(url: str, timeout: float) -> Redis:
-    """A client that never waits longer than `timeout` seconds for one answer, and tries a broken connection once more."""
-    return Redis.from_url(
+    """A client that never waits longer than `timeout` seconds for one answer, and tries a broken connection once more.
+
+    More calls at once than it has connections wait for their turn, again at most `timeout` seconds: a herd is no failure.
+    """
+    pool = BlockingConnectionPool.from_url(
         url,
+        timeout=timeout,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         # Not after a time-out: what did not answer once would be waited for twice.
@@ -55,6 +59,7 @@ def connect(url: str, timeout: float) -> Redis:
         health_check_interval=0,
         max_connections=64,
     )
+    return Redis.from_pool(pool)
 
 
 @contextlib.contextmanager

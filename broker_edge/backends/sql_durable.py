@@ -77,6 +77,9 @@ class SqlDurable:
         await self.append((), objects)
 
     async def append(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
+        # Sorted: two transactions that insert the same rows in different orders would deadlock.
+        objects = sorted(objects, key=lambda item: item.object_id)
+        rows = sorted(rows, key=lambda row: row.run_data_request_id)
         async with self._translated(), self._writer, self._engine.begin() as connection:
             if objects:
                 await self._insert_objects(connection, objects)
@@ -92,7 +95,7 @@ class SqlDurable:
 
     async def _insert_objects(self, connection: AsyncConnection, objects: Sequence[DataObject]) -> None:
         await connection.execute(self._add_objects, [object_row(item) for item in objects])
-        # Sorted, and one row a key: two transactions that take the same rows in different orders would deadlock.
+        # One row a key, and sorted anew: by key this time.
         newest: dict[str, DataObject] = {}
         for item in sorted((item for item in objects if item.reusable), key=lambda item: (item.key, item.created_at)):
             newest[item.key] = item
@@ -117,7 +120,9 @@ class SqlDurable:
             if type(error) is StatementError:  # a value that the driver can't even send
                 raise Refused("StatementError") from None
             raise TierBroken("the database failed") from None
-        except psycopg.DataError as error:  # COPY goes past SQLAlchemy, so its errors do too
+        except (psycopg.DataError, psycopg.IntegrityError) as error:  # COPY goes past SQLAlchemy, so its errors do too
+            raise Refused(type(error).__name__) from None
+        except (ValueError, TypeError, OverflowError) as error:  # drivers let these through as they are
             raise Refused(type(error).__name__) from None
         except (SQLAlchemyError, psycopg.Error, OSError, TimeoutError):
             raise TierBroken("the database can't be reached") from None

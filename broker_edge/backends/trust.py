@@ -1,6 +1,7 @@
 """TLS material: contexts of the httpx engine, and the check of authorities for both engines.
 
-Public roots, what is trusted beside them, and the identity shown to the peer. Made without the environment (no SSL_CERT_FILE, no SSLKEYLOGFILE).
+Public roots, what is trusted beside them, and the identity shown to the peer. Made without the environment (no SSL_CERT_FILE,
+no SSLKEYLOGFILE).
 """
 
 from __future__ import annotations

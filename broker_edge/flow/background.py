@@ -33,8 +33,11 @@ class Background:
 
     async def drain(self, timeout: float) -> int:
         """Wait for the work in hand, at most `timeout` seconds; cancel and count the rest."""
-        if self._work:
-            await asyncio.wait(self._work, timeout=timeout)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        # Again and again: work that ends may have begun some more, like a fetch the release of its lease.
+        while self._work and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(self._work, timeout=left)
         late = [task for task in self._work if not task.done()]
         for task in late:
             task.cancel()

@@ -55,13 +55,15 @@ class Batcher(Generic[T, R]):
             self._background.spawn(self._name, self._run(batch))
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        settled: list[tuple[tuple[T, asyncio.Future[R]], R | BaseException]]
         try:
             answers = await self._flush([item for item, _ in batch])
+            settled = list(zip(batch, answers, strict=True))
         except BaseException as error:  # noqa: BLE001 whatever befell the flush is every item's answer
-            answers = [error] * len(batch)
+            settled = [(call, error) for call in batch]
         finally:
             self._free += 1
-        for (_, future), answer in zip(batch, answers, strict=True):
+        for (_, future), answer in settled:
             _settle(future, answer)
         self._start()
 

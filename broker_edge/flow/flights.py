@@ -16,16 +16,21 @@ from typing import Any, Protocol
 
 import msgspec
 
+from broker_edge.core.breaker import Breaker
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, Trail
 from broker_edge.errors import CODES, EdgeError, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
+from broker_edge.flow.guarded import guarded
 from broker_edge.ports import Bell, Fleet
 
 _STORED = b"stored"
 # Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
 _NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL"})
 _NOT_OUR_STATUS = frozenset({401, 403, 407})
+# The way to the upstream failed, whoever's secrets went along: no caller's own attempt would fare better.
+_ANYBODYS = frozenset({"CONNECT_ERROR", "DNS_ERROR", "TLS_ERROR", "TIMEOUT", "OVERLOADED", "CIRCUIT_OPEN", "STORAGE_UNAVAILABLE"})
+_ANYBODYS_STATUS = frozenset({502, 503, 504})
 
 
 class Work(Protocol):
@@ -47,11 +52,15 @@ class _Flight:
         self.limit: asyncio.Timeout | None = None
         self.task: asyncio.Task[Fetched | EdgeError]
 
-    def extend(self, deadline: float) -> None:
+    def admit(self, deadline: float) -> bool:
+        """Take somebody on board who waits until `deadline`; a flight that is giving up takes nobody."""
+        if self.limit is not None and self.limit.expired():
+            return False
         if deadline > self.deadline:
             self.deadline = deadline
-            if self.limit is not None and not self.limit.expired():
+            if self.limit is not None:
                 self.limit.reschedule(deadline)
+        return True
 
     def remaining(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
@@ -78,18 +87,20 @@ class Flights:
         self._new_token = new_token
         self._on_end = on_end
         self._now = now
+        self._breaker = Breaker()
         self._running: dict[str, _Flight] = {}
 
     async def join(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> Fetched:
         """The result of the flight of `key`, started if none is under way; raises its EdgeError, or TIMEOUT at `deadline`.
 
-        `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, ours are tried once.
+        `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, another one goes, until
+        one went with ours.
         """
-        flight, led = self._board(key, identity, deadline, trail, work)
-        outcome = await self._result(flight, led, deadline, trail)
-        if isinstance(outcome, EdgeError) and not led and flight.identity != identity:
+        while True:
             flight, led = self._board(key, identity, deadline, trail, work)
             outcome = await self._result(flight, led, deadline, trail)
+            if not isinstance(outcome, EdgeError) or _is_anybodys(outcome) or flight.identity == identity:
+                break
         trail.collapsed = not led
         if isinstance(outcome, EdgeError):
             raise outcome.with_traceback(None)
@@ -102,8 +113,7 @@ class Flights:
 
     def _board(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> tuple[_Flight, bool]:
         flight = self._running.get(key)
-        if flight is not None:
-            flight.extend(deadline)
+        if flight is not None and flight.admit(deadline):
             return flight, False
         flight = _Flight(key, identity, FlightTrail(trail.branch(), self._now(), trail.new_id), deadline)
         self._running[key] = flight
@@ -152,7 +162,7 @@ class Flights:
             while True:
                 started_at = self._now()
                 try:
-                    lead = await self._fleet.bid(key, token, self._lease)
+                    lead = await guarded(self._breaker, lambda: self._fleet.bid(key, token, self._lease))
                 except TierBroken:
                     return await self._alone(flight, work, started_at, "broken")
                 if lead.won:
@@ -225,6 +235,10 @@ class Flights:
 
 def _timed_out() -> UpstreamError:
     return UpstreamError("TIMEOUT", "the data source did not answer within source.timeout")
+
+
+def _is_anybodys(error: EdgeError) -> bool:
+    return error.code in _ANYBODYS or error.upstream_status in _ANYBODYS_STATUS
 
 
 def _message_of(error: EdgeError) -> bytes:

@@ -25,7 +25,7 @@ _MOST = 2000
 
 
 class Journal:
-    """Counts in `appended`, `shipped`, `rejected` (rows); `failing` says that the database did not take the last batch."""
+    """Counts rows in `appended` and `shipped`, frames in `rejected`; `failing` says that the database did not take the last batch."""
 
     def __init__(self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID]) -> None:
         self._spool = spool
@@ -35,6 +35,7 @@ class Journal:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
         self._wake = asyncio.Event()
+        self._shipping = asyncio.Lock()
         self.appended = 0
         self.shipped = 0
         self.rejected = 0
@@ -45,13 +46,13 @@ class Journal:
         """The row of a closed trail, safe from the death of this process when it returns; raises TierBroken."""
         self._spool.append(self._encoder.encode(row_of(trail, self._new_id())))
         self.appended += 1
+        self._waits(time.monotonic())
         self._wake.set()
-        if self._waiting_since is None:
-            self._waiting_since = time.monotonic()
 
     def keep(self, item: DataObject) -> None:
         """A data object that the database could not take; raises TierBroken."""
         self._spool.append(self._encoder.encode(ObjectFrame.of(item)))
+        self._waits(time.monotonic())
         self._wake.set()
 
     def wake(self) -> None:
@@ -61,6 +62,10 @@ class Journal:
     def waiting_for(self) -> float:
         """Seconds for which the spool has held something that the database does not have."""
         return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+
+    def _waits(self, now: float) -> None:
+        if self._waiting_since is None:
+            self._waiting_since = now
 
     async def ship_forever(self) -> None:
         """Ship whenever there is something; after a failure wait longer each time, five seconds at most."""
@@ -79,20 +84,22 @@ class Journal:
 
     async def ship_batch(self) -> int:
         """One batch into the database; answers how many frames it held. Raises TierBroken, and nothing is lost then."""
-        started = time.monotonic()
-        frames = self._spool.read(_MOST)
-        if not frames:
-            self._waiting_since = None
-            return 0
-        try:
-            await self._ship([self._decoder.decode(frame) for frame in frames])
-        except TierBroken:
-            self.failing = True
-            raise
-        self.failing = False
-        self._waiting_since = started
-        self._spool.commit()
-        return len(frames)
+        async with self._shipping:  # a second shipper would commit what the first has read and not yet shipped
+            started = time.monotonic()
+            frames = self._spool.read(_MOST)
+            if not frames:
+                self._waiting_since = None
+                return 0
+            self._waits(started)
+            try:
+                await self._ship_frames(frames)
+            except TierBroken:
+                self.failing = True
+                raise
+            self.failing = False
+            self._waiting_since = started
+            self._spool.commit()
+            return len(frames)
 
     async def flush(self, timeout: float) -> bool:
         """Ship all that is there, for at most `timeout` seconds; the rest stays in the spool for the next process."""
@@ -104,22 +111,39 @@ class Journal:
             return False
         return True
 
-    async def _ship(self, frames: Sequence[Frame]) -> None:
+    async def _ship_frames(self, frames: Sequence[bytes]) -> None:
+        known, unknown = self._decoded(frames)
+        refused = await self._ship(known)
+        # Set aside when the rest is safe: what fails half-way is tried again from the start.
+        for frame in (*unknown, *map(self._encoder.encode, refused)):
+            self._rejected_spool.append(frame)
+        self.rejected += len(unknown) + len(refused)
+        self.shipped += _rows(known) - _rows(refused)
+
+    def _decoded(self, frames: Sequence[bytes]) -> tuple[list[Frame], list[bytes]]:
+        """The frames, and those that another version wrote and this one can't read."""
+        known: list[Frame] = []
+        unknown: list[bytes] = []
+        for frame in frames:
+            try:
+                known.append(self._decoder.decode(frame))
+            except msgspec.DecodeError:
+                unknown.append(frame)
+        return known, unknown
+
+    async def _ship(self, frames: Sequence[Frame]) -> list[Frame]:
+        """Answers what the database refuses: halved until each refused frame stands alone."""
         rows = [frame for frame in frames if isinstance(frame, RequestRow)]
         objects = [frame.restore() for frame in frames if isinstance(frame, ObjectFrame)]
         try:
             await self._durable.append(rows, objects)
         except Refused:
-            await self._isolate(frames)
-        else:
-            self.shipped += len(rows)
+            if len(frames) == 1:
+                return list(frames)
+            middle = len(frames) // 2
+            return await self._ship(frames[:middle]) + await self._ship(frames[middle:])
+        return []
 
-    async def _isolate(self, frames: Sequence[Frame]) -> None:
-        """Halve until the frame that the database refuses stands alone."""
-        if len(frames) == 1:
-            self._rejected_spool.append(self._encoder.encode(frames[0]))
-            self.rejected += 1
-            return
-        middle = len(frames) // 2
-        await self._ship(frames[:middle])
-        await self._ship(frames[middle:])
+
+def _rows(frames: Sequence[Frame]) -> int:
+    return sum(isinstance(frame, RequestRow) for frame in frames)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TypeVar
 
 from broker_edge.core.breaker import Breaker
 from broker_edge.core.exchange import DataObject, Entry
@@ -20,10 +19,10 @@ from broker_edge.core.trail import Record
 from broker_edge.errors import EdgeError, TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.batching import Batcher
+from broker_edge.flow.guarded import guarded
 from broker_edge.flow.journal import Journal
 from broker_edge.ports import DurableTier, HotTier, Refused
 
-T = TypeVar("T")
 _OFF_LOOP = 256 * 1024  # bytes from which shaping would hold up the event loop
 
 
@@ -62,7 +61,7 @@ class Tiers:
         """What the hot tier holds under `key`: one round trip, shared with the look-ups of the same loop tick."""
         started_at = self._now()
         try:
-            found = await self._guarded(self.hot_breaker, lambda: self._hot_gets.call(key)) or Nothing.ABSENT
+            found = await guarded(self.hot_breaker, lambda: self._hot_gets.call(key)) or Nothing.ABSENT
         except TierBroken:
             found = Nothing.BROKEN
         record.note("lookup", started_at, self._now(), "hot", _result(found))
@@ -73,7 +72,7 @@ class Tiers:
         started_at = self._now()
         found: Entry | Nothing = Nothing.ABSENT
         try:
-            item = await self._guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
+            item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
             if item is not None:
                 found = Entry(item.object_id, item.created_at, await shaped(item))
         except TierBroken:
@@ -89,7 +88,7 @@ class Tiers:
         """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
         started_at, result = self._now(), "ok"
         try:
-            await self._guarded(self.durable_breaker, lambda: self._commits.call(item))
+            await guarded(self.durable_breaker, lambda: self._commits.call(item))
         except TierBroken:
             # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
             result = "spooled"
@@ -104,21 +103,10 @@ class Tiers:
             return
         started_at, result = self._now(), "ok"
         try:
-            await self._guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime))
+            await guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime))
         except TierBroken:
             result = "broken"
         record.note("store", started_at, self._now(), "hot", result)
-
-    async def _guarded(self, breaker: Breaker, call: Callable[[], Awaitable[T]]) -> T:
-        if not breaker.allows(time.monotonic()):
-            raise TierBroken("the tier is left alone for a while")
-        try:
-            answer = await call()
-        except TierBroken:
-            breaker.record(ok=False, now=time.monotonic())
-            raise
-        breaker.record(ok=True, now=time.monotonic())
-        return answer
 
     async def _look_up(self, keys: Sequence[str]) -> Sequence[DataObject | None]:
         # A herd of one key may meet here: each key is asked for once.

@@ -23,6 +23,7 @@ from broker_edge.guard.addresses import AddressGuard
 from broker_edge.ports import RawReply, Transport
 
 _MOST_ADDRESSES = 3  # tried one after the other while nothing has been sent
+_GROWTH = 2.0  # seconds
 _ERROR_BODY = 64 * 1024  # read of an answer that nobody wants, so that its connection can be used again
 
 
@@ -51,7 +52,7 @@ class Upstream:
         """A 2xx answer, or the last attempt's EdgeError."""
         for attempt in itertools.count():
             try:
-                return await self._attempt(request, policy, attempt, record)
+                return await self._attempt(request, policy, attempt, record, remaining)
             except UpstreamError as error:
                 if attempt >= policy.max_retries or not may_retry(request.method, error, policy):
                     raise
@@ -61,14 +62,16 @@ class Upstream:
             await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
-    async def _attempt(self, request: Outbound, policy: RetryPolicy, attempt: int, record: Record) -> Reply:
+    async def _attempt(
+        self, request: Outbound, policy: RetryPolicy, attempt: int, record: Record, remaining: Callable[[], float]
+    ) -> Reply:
         started_at, context = self._now(), record.branch()
         result = "abandoned"
         reply: Reply | int | None = None
         self.in_flight += 1
         try:
             async with asyncio.timeout(policy.attempt_timeout) as limit:
-                reply = answer = await self._follow(_traced(request, context), policy)
+                reply = answer = await self._follow(_traced(request, context), policy, _within(policy, remaining))
             result = "ok"
             return answer
         except TimeoutError:
@@ -85,9 +88,9 @@ class Upstream:
             attributes = _attributes(request, attempt, reply)
             record.note("attempt", started_at, self._now(), request.method, result, context, attributes)
 
-    async def _follow(self, request: Outbound, policy: RetryPolicy) -> Reply:
+    async def _follow(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
         for _ in range(MAX_HOPS + 1):
-            reply = await self._call(request)
+            reply = await self._call(request, within)
             if 200 <= reply.status < 300:
                 return reply
             onward = redirected(request, reply)
@@ -105,21 +108,21 @@ class Upstream:
             upstream_status=reply.status,
         )
 
-    async def _call(self, request: Outbound) -> Reply:
+    async def _call(self, request: Outbound, within: float) -> Reply:
         """One hop: every address is classified before it is dialled, and dialled as classified."""
         url = urlsplit(request.url)
         port = url.port or (443 if url.scheme == "https" else 80)
         targets = await self._guard.targets(url.scheme, url.hostname or "", port)
         for target in targets[: _MOST_ADDRESSES - 1]:
             try:
-                return await self._exchange(request, target)
+                return await self._exchange(request, target, within)
             except UpstreamError as error:
                 if error.sent or error.code != "CONNECT_ERROR" or target is targets[-1]:
                     raise
-        return await self._exchange(request, targets[:_MOST_ADDRESSES][-1])
+        return await self._exchange(request, targets[:_MOST_ADDRESSES][-1], within)
 
-    async def _exchange(self, request: Outbound, target: Target) -> Reply:
-        async with self._transport.open(request, target) as raw:
+    async def _exchange(self, request: Outbound, target: Target, within: float) -> Reply:
+        async with self._transport.open(request, target, within=within) as raw:
             body = await self._read(raw) if 200 <= raw.status < 300 else await _discard(raw)
             return Reply(raw.status, raw.headers, body, raw.http_version)
 
@@ -128,6 +131,11 @@ class Upstream:
         async for chunk in raw.chunks():
             decoder.feed(chunk)
         return decoder.finish()
+
+
+def _within(policy: RetryPolicy, remaining: Callable[[], float]) -> float:
+    """Seconds after which nobody waits for an attempt any more; a deadline may still grow, with a follower who has more time."""
+    return policy.attempt_timeout or 2 * max(0.0, remaining()) + _GROWTH
 
 
 async def _discard(raw: RawReply) -> bytes:

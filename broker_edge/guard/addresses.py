@@ -68,7 +68,7 @@ def _split_port(entry: str) -> tuple[str, int | None]:
     if entry.startswith("[") and entry.endswith("]"):
         return entry[1:-1], None
     host, colon, port = entry.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
+    if not colon or (":" in host and not (host.startswith("[") and host.endswith("]"))):
         return entry, None
     if not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise ValueError(f"{entry!r} has no port from 1 to 65535")

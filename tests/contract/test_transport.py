@@ -18,7 +18,6 @@ from broker_edge.errors import CallerError, TargetDenied, UpstreamError
 from broker_edge.ports import Transport
 from tests.upstreams import (
     HOST,
-    Http2Request,
     Http2Server,
     Peer,
     RawServer,
@@ -537,7 +536,7 @@ async def _until(begun: asyncio.Event, transport: Any, server: RawServer) -> Non
 
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as group:
         group.create_task(expire())
-        async with transport.open(outbound(server), target(server), within=0.2) as reply:
+        async with transport.open(outbound(server), target(server), within=1.0) as reply:
             await _drain(reply.chunks())
 
 

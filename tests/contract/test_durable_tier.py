@@ -1,0 +1,441 @@
+"""The contract of `ports.DurableTier`, over SQLite and Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from broker_edge.backends.migrations import migrate
+from broker_edge.backends.sql_durable import SqlDurable, make_engine
+from broker_edge.backends.tables import data_object, run_data_cache, run_data_request
+from broker_edge.core.exchange import DataObject
+from broker_edge.core.journal_row import RequestRow
+from broker_edge.errors import TierBroken
+from broker_edge.ports import Refused
+from broker_edge.settings import load
+from tests import servers
+
+ODD = "caf\u00e9 \U0001f600 \\ \t \n \\N \\. \x00 \ud800 '\""
+
+
+def item(key: str | None = None, **members: Any) -> DataObject:
+    values: dict[str, Any] = {
+        "object_id": uuid.uuid4(),
+        "data_source_id": uuid.uuid4(),
+        "key": key or uuid.uuid4().hex,
+        "body": b'{"score": 700}',
+        "created_at": 1_700_000_000.123456,
+        "content_type": "application/json",
+        "response_type": "JSON",
+        "status": 200,
+        "reusable": True,
+    }
+    return DataObject(**{**values, **members})
+
+
+def row(**members: Any) -> RequestRow:
+    values: dict[str, Any] = {
+        "run_data_request_id": uuid.uuid4(),
+        "created_at": 1_700_000_000.654321,
+        "run_id": uuid.uuid4(),
+        "data_object_id": uuid.uuid4(),
+        "data_source_id": uuid.uuid4(),
+        "data_origin": "REQUEST",
+        "start_time": 1_700_000_000.1,
+        "end_time": 1_700_000_000.9,
+        "error": None,
+        "project_id": uuid.uuid4(),
+        "key": uuid.uuid4().hex,
+        "outcome": "fetched",
+        "status_code": 200,
+        "trace_id": f"{random.getrandbits(128):032x}",
+    }
+    return RequestRow(**{**values, **members})
+
+
+def bare_row() -> RequestRow:
+    """A request that was refused before anything was known of it."""
+    names = ("run_id", "data_object_id", "data_source_id", "data_origin", "start_time", "end_time", "error", "project_id", "key")
+    return row(**dict.fromkeys(names), outcome="invalid_request", status_code=400)
+
+
+def url_of(kind: str, request: pytest.FixtureRequest, directory: Path) -> str:
+    url = f"sqlite:///{directory / 'edge.sqlite3'}" if kind == "sqlite" else request.getfixturevalue("postgres_server").create()
+    return load({}, database_url=url).database
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A migrated database that the tests of this module share: they tell themselves apart by their ids."""
+    url = url_of(request.param, request, tmp_path_factory.mktemp("database"))
+
+    async def prepare() -> None:
+        engine = make_engine(url)
+        await migrate(engine)
+        await engine.dispose()
+
+    asyncio.run(prepare())
+    return url
+
+
+@pytest.fixture
+async def engine(database: str) -> AsyncIterator[AsyncEngine]:
+    engine = make_engine(database)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def tier(engine: AsyncEngine) -> SqlDurable:
+    return SqlDurable(engine)
+
+
+async def rows_of(engine: AsyncEngine, wanted: list[RequestRow]) -> dict[uuid.UUID, Any]:
+    ids = [one.run_data_request_id for one in wanted]
+    async with engine.connect() as connection:
+        found = await connection.execute(sa.select(run_data_request).where(run_data_request.c.run_data_request_id.in_(ids)))
+        return {one.run_data_request_id: one for one in found}
+
+
+async def objects_of(engine: AsyncEngine, wanted: list[DataObject]) -> set[uuid.UUID]:
+    ids = [one.object_id for one in wanted]
+    async with engine.connect() as connection:
+        found = await connection.execute(sa.select(data_object.c.data_object_id).where(data_object.c.data_object_id.in_(ids)))
+        return set(found.scalars())
+
+
+async def test_look_ups_answer_in_the_order_of_the_keys(tier: SqlDurable) -> None:
+    one, two = item(), item(body=b"<x/>", response_type="XML", content_type=None, status=203)
+    await tier.store([one, two])
+    assert await tier.lookup([two.key, "unknown", one.key, two.key]) == [two, None, one, two]
+
+
+async def test_nothing_asked_is_nothing_answered(tier: SqlDurable) -> None:
+    assert list(await tier.lookup([])) == []
+    await tier.store([])
+    await tier.append([], [])
+
+
+@pytest.mark.parametrize("body", [b"", b"\x00\xff\\x00", b"x" * (6 * 2**20)], ids=["empty", "binary", "large"])
+async def test_bodies_come_back_byte_for_byte(tier: SqlDurable, body: bytes) -> None:
+    one = item(body=body)
+    await tier.store([one])
+    found = (await tier.lookup([one.key]))[0]
+    assert found is not None
+    assert found.body == body
+    assert type(found.body) is bytes
+
+
+@pytest.mark.parametrize("created_at", [0.0, 1.000001, 1_700_000_000.999999, 4_102_444_800.000001])
+async def test_times_survive_to_the_microsecond(tier: SqlDurable, created_at: float) -> None:
+    one = item(created_at=created_at)
+    await tier.store([one])
+    found = (await tier.lookup([one.key]))[0]
+    assert found is not None
+    assert abs(found.created_at - created_at) < 1e-6
+
+
+async def test_storing_twice_changes_nothing(tier: SqlDurable, engine: AsyncEngine) -> None:
+    one = item()
+    await tier.store([one])
+    await tier.store([one, one])
+    assert await tier.lookup([one.key]) == [one]
+    assert await objects_of(engine, [one]) == {one.object_id}
+
+
+async def test_an_object_is_immutable(tier: SqlDurable) -> None:
+    one = item()
+    await tier.store([one])
+    await tier.store([item(one.key, object_id=one.object_id, body=b"else")])
+    found = (await tier.lookup([one.key]))[0]
+    assert found is not None
+    assert found.body == one.body
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_older_object_never_replaces_a_newer_one(tier: SqlDurable, engine: AsyncEngine, together: bool) -> None:
+    newer = item(created_at=2000.5)
+    older = item(newer.key, created_at=2000.499999)
+    newest = item(newer.key, created_at=2000.500001)
+    if together:
+        await tier.store([newer, older])
+    else:
+        await tier.store([newer])
+        await tier.store([older])
+    assert await tier.lookup([newer.key]) == [newer]
+    await tier.store([newest])
+    assert await tier.lookup([newer.key]) == [newest]
+    assert await objects_of(engine, [newer, older, newest]) == {newer.object_id, older.object_id, newest.object_id}
+
+
+async def test_an_object_that_may_not_be_reused_is_kept_and_never_found(tier: SqlDurable, engine: AsyncEngine) -> None:
+    one = item(reusable=False)
+    await tier.store([one])
+    assert await objects_of(engine, [one]) == {one.object_id}
+    assert await tier.lookup([one.key]) == [None]
+    async with engine.connect() as connection:
+        assert (await connection.execute(sa.select(run_data_cache).where(run_data_cache.c.key == one.key))).all() == []
+
+
+async def test_one_that_may_not_be_reused_leaves_the_one_that_may(tier: SqlDurable) -> None:
+    one = item(created_at=1000)
+    await tier.store([one])
+    await tier.store([item(one.key, created_at=2000, reusable=False)])
+    assert await tier.lookup([one.key]) == [one]
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 500])
+async def test_rows_arrive_whole_however_many_there_are(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    error = {"code": "TIMEOUT", "message": "late", "source": "upstream", "retryable": True, "upstream_status": 504}
+    rows = [(row(), bare_row(), row(error=error, data_origin=None, data_object_id=None))[number % 3] for number in range(count)]
+    await tier.append(rows, [])
+    found = await rows_of(engine, rows)
+    assert len(found) == count
+    for wanted in rows:
+        kept = dict(found[wanted.run_data_request_id]._mapping)
+        kept["created_at"] = kept["created_at"].strftime("%Y-%m-%d %H:%M:%S.%f")
+        expected = {**msgspec.structs.asdict(wanted), "created_at": "2023-11-14 22:13:20.654321"}
+        assert kept == expected
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 500])
+async def test_odd_text_in_an_error_is_no_obstacle(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    rows = [row(error={"code": "INVALID_REQUEST", "message": f"{ODD}{number}"}) for number in range(count)]
+    await tier.append(rows, [item(content_type=f"text/{ODD}")])
+    found = await rows_of(engine, rows)
+    for number, wanted in enumerate(rows):
+        message = found[wanted.run_data_request_id].error["message"]
+        assert message == ODD.replace("\x00", "\ufffd").replace("\ud800", "?") + str(number)
+
+
+@pytest.mark.parametrize("count", [1, 500])
+async def test_a_row_without_an_error_has_none_rather_than_a_json_null(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    rows = [row() for _ in range(count)]
+    await tier.append(rows, [])
+    ids = [one.run_data_request_id for one in rows]
+    table = run_data_request.c
+    statement = sa.select(sa.func.count()).where(table.run_data_request_id.in_(ids), table.error.is_(sa.null()))
+    async with engine.connect() as connection:
+        assert (await connection.execute(statement)).scalar_one() == count
+
+
+@pytest.mark.parametrize("count", [1, 8, 500])
+async def test_rows_that_come_twice_are_there_once(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    rows, more = [row() for _ in range(count)], [row() for _ in range(count)]
+    await tier.append(rows, [])
+    await tier.append([*more, *rows], [])
+    assert len(await rows_of(engine, [*rows, *more])) == 2 * count
+
+
+@pytest.mark.parametrize("count", [2, 500])
+async def test_a_row_twice_in_one_batch_is_there_once(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    rows = [row() for _ in range(count // 2)] * 2
+    await tier.append(rows, [])
+    assert len(await rows_of(engine, rows)) == count // 2
+
+
+@pytest.mark.parametrize("count", [1, 500])
+async def test_what_the_database_refuses_leaves_nothing_behind(
+    tier: SqlDurable, engine: AsyncEngine, forbidden: str, count: int
+) -> None:
+    rows, one = [row() for _ in range(count)], item()
+    rows[count // 2] = row(outcome=forbidden)
+    with pytest.raises(Refused):
+        await tier.append(rows, [one])
+    assert await rows_of(engine, rows) == {}
+    assert await objects_of(engine, [one]) == set()
+    assert await tier.lookup([one.key]) == [None]
+    await tier.append([kept for kept in rows if kept.outcome != forbidden], [one])
+    assert await tier.lookup([one.key]) == [one]
+
+
+@pytest.fixture
+async def forbidden(engine: AsyncEngine) -> str:
+    """An outcome that the database's own rules forbid: somebody has added one that this version doesn't know."""
+    if engine.dialect.name == "sqlite":
+        statements = [
+            "CREATE TRIGGER IF NOT EXISTS strict BEFORE INSERT ON run_data_request WHEN NEW.outcome = 'forbidden' "
+            "BEGIN SELECT RAISE(ABORT, 'no'); END"
+        ]
+    else:
+        table = "data_broker.run_data_request"
+        statements = [
+            f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS strict",
+            f"ALTER TABLE {table} ADD CONSTRAINT strict CHECK (outcome <> 'forbidden')",
+        ]
+    async with engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(sa.text(statement))
+    return "forbidden"
+
+
+@pytest.mark.parametrize("count", [1, 500])
+@pytest.mark.parametrize("bad", [{"status_code": 2**80}, {"outcome": "a\ud800b"}, {"error": {"code": {1, 2}}}], ids=repr)
+async def test_a_value_that_can_not_be_written_is_refused_rather_than_waited_for(
+    tier: SqlDurable, engine: AsyncEngine, count: int, bad: dict[str, Any]
+) -> None:
+    rows = [row() for _ in range(count - 1)] + [row(**bad)]
+    with pytest.raises(Refused) as refusal:
+        await tier.append(rows, [])
+    assert str(refusal.value).isidentifier()
+    assert await rows_of(engine, rows) == {}
+    await tier.append(rows[:-1], [])
+
+
+async def test_a_refusal_names_no_value(tier: SqlDurable, forbidden: str) -> None:
+    bad = row(outcome=forbidden, error={"code": "X", "message": "canary-4711"})
+    for rows in ([bad], [bad] * 20):
+        with pytest.raises(Refused) as refusal:
+            await tier.append(rows, [])
+        assert "canary" not in f"{refusal.value!r} {refusal.value.__cause__!r}"
+        assert refusal.value.__suppress_context__
+
+
+async def test_an_object_is_there_for_others_when_store_returns(tier: SqlDurable, database: str) -> None:
+    one = item()
+    await tier.store([one])
+    other = SqlDurable(make_engine(database))
+    assert await other.lookup([one.key]) == [one]
+    await other.aclose()
+
+
+async def test_concurrent_stores_of_the_same_keys_all_succeed(tier: SqlDurable, engine: AsyncEngine) -> None:
+    chance, keys = random.Random(3), [uuid.uuid4().hex for _ in range(12)]
+    batches = []
+    for number in range(24):
+        chance.shuffle(keys)
+        batches.append([item(key, created_at=1000.0 + number) for key in keys])
+    async with asyncio.TaskGroup() as group:
+        for batch in batches:
+            group.create_task(tier.store(batch))
+    found = await tier.lookup(keys)
+    assert {one.created_at for one in found if one} == {1023.0}
+    assert len(await objects_of(engine, [one for batch in batches for one in batch])) == 24 * 12
+
+
+async def test_the_same_objects_and_rows_from_many_sides_in_any_order_do_no_harm(tier: SqlDurable, engine: AsyncEngine) -> None:
+    chance = random.Random(4)
+    for _ in range(4):
+        objects, rows = [item() for _ in range(60)], [row() for _ in range(60)]
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                mixed = chance.sample(rows, 60), chance.sample(objects, 60)
+                group.create_task(tier.append(*mixed))
+        assert len(await objects_of(engine, objects)) == 60
+        assert len(await rows_of(engine, rows)) == 60
+
+
+async def test_a_cancelled_store_gives_its_connection_back(tier: SqlDurable) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(tier.store([item(body=b"x" * 100_000)])) for _ in range(40)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+    one = item()
+    await tier.store([one])
+    assert await tier.lookup([one.key]) == [one]
+
+
+async def test_a_database_that_works_answers_a_ping(tier: SqlDurable) -> None:
+    await tier.ping()
+
+
+# Outages.
+
+
+Call = Callable[[SqlDurable], Any]
+CALLS: dict[str, Call] = {
+    "lookup": lambda tier: tier.lookup(["a"]),
+    "store": lambda tier: tier.store([item()]),
+    "append": lambda tier: tier.append([row()], []),
+    "copy": lambda tier: tier.append([row() for _ in range(50)], []),
+    "ping": lambda tier: tier.ping(),
+}
+
+
+async def test_a_postgres_that_is_gone_is_broken_and_one_that_is_back_is_used() -> None:
+    with servers.postgres() as server:
+        tier = SqlDurable(make_engine(load({}, database_url=server.create()).database, timeout=20))
+        await migrate(tier._engine)
+        one = item()
+        await tier.store([one])
+        for name, call in CALLS.items():
+            # Each call meets a connection that broke while it was idle, and then no server at all.
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(TierBroken) as broken:
+                    await call(tier)
+                assert "127.0.0.1" not in str(broken.value)
+            server.start()
+            assert await tier.lookup([one.key]) == [one], name
+        await tier.aclose()
+
+
+async def test_a_postgres_that_restarts_costs_at_most_one_call() -> None:
+    with servers.postgres() as server:
+        tier = SqlDurable(make_engine(load({}, database_url=server.create()).database, timeout=20))
+        await migrate(tier._engine)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(tier.ping())
+        server.kill()
+        server.start()
+        failures = 0
+        for _ in range(8):
+            try:
+                await tier.append([row() for _ in range(50)], [])
+            except TierBroken:
+                failures += 1
+        assert failures <= 1
+        await tier.aclose()
+
+
+async def test_a_locked_sqlite_is_broken_and_used_when_it_is_free(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'edge.sqlite3'}"
+    tier, other = SqlDurable(make_engine(url, timeout=0.2)), make_engine(url)
+    await migrate(other)
+    one = item()
+    async with other.connect() as holder:
+        await holder.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(TierBroken):
+            await tier.store([one])
+        assert await tier.lookup([one.key]) == [None]  # readers are not held up by a writer
+        await holder.rollback()
+    await tier.store([one])
+    assert await tier.lookup([one.key]) == [one]
+    await tier.aclose()
+    await other.dispose()
+
+
+async def test_an_exhausted_pool_is_broken_after_its_time_out(postgres_server: servers.Postgres) -> None:
+    engine = make_engine(load({}, database_url=postgres_server.create()).database, pool_size=1, timeout=0.2)
+    tier = SqlDurable(engine)
+    async with engine.connect():
+        started = time.monotonic()
+        with pytest.raises(TierBroken):
+            await tier.ping()
+        assert time.monotonic() - started >= 0.19
+    await tier.ping()
+    await tier.aclose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_a_database_without_tables_is_broken_rather_than_refusing(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tier = SqlDurable(make_engine(url_of(kind, request, tmp_path)))
+    for name in ("lookup", "store", "append", "copy"):
+        with pytest.raises(TierBroken):
+            await CALLS[name](tier)
+    await tier.aclose()
