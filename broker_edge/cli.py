@@ -63,56 +63,11 @@ def serve(
     # Workers are processes of their own and read the environment anew.
     for name, value in (("HOST", settings.host), ("PORT", settings.port), ("WORKERS", settings.workers)):
         share_with_children(f"{PREFIX}{name}", str(value))
+    from broker_edge.server import run_server
+
     with _shared_metrics(settings):
-        run_server(settings)
-
-
-def run_server(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT: stop accepting, finish what runs, flush, return."""
-    config = uvicorn.Config(
-        "broker_edge.api.app:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        backlog=4096,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout * 0.8)),
-    )
-    if settings.workers > 1:
-        _supervise(config)
-    elif not Server(config).serve_until_told():
-        raise typer.Exit(1)
-
-
-class Server(uvicorn.Server):
-    """uvicorn raises a caught signal again when it is done, so that SIGTERM ends in 143; here a clean stop is a success."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals():
-            yield
-            self._captured_signals.clear()
-
-    def serve_until_told(self) -> bool:
-        """Whether it had started."""
-        self.run()
-        return self.started
-
-
-def _supervise(config: uvicorn.Config) -> None:
-    from uvicorn.supervisors import Multiprocess
-
-    socket = config.bind_socket()
-    Multiprocess(config, sockets=[socket]).run()
+        if not run_server(settings):
+            raise typer.Exit(1)
 
 
 @contextlib.contextmanager
@@ -148,9 +103,10 @@ async def _refuse_unmigrated(settings: Settings) -> None:
 
 def _prepare(settings: Settings) -> None:
     try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (settings.data_dir, settings.data_dir / "spool", settings.data_dir / "rejected"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
-        _fail(f"{PREFIX}DATA_DIR: the directory can't be made")
+        _fail(f"{PREFIX}DATA_DIR: the directory can't be made or written")
 
 
 @app.command()

@@ -7,15 +7,19 @@ table is checked against this class.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from broker_edge.guard.addresses import parse_allowed
+
 PREFIX = "DATA_BROKER_"
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+SERVER_SHARE = 0.8  # of the shutdown time-out is for running requests, the rest for flushing
 
 
 class SettingsError(Exception):
@@ -91,7 +95,8 @@ class Settings(BaseSettings):
             return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'broker_edge.sqlite3'}"
         password = f":{quote(self.db_password.get_secret_value(), safe='')}" if self.db_password else ""
         user, name = quote(self.db_user, safe=""), quote(self.db_name, safe="")
-        return f"postgresql+psycopg://{user}{password}@{self.db_host}:{self.db_port}/{name}"
+        host = f"[{self.db_host}]" if ":" in self.db_host else self.db_host
+        return f"postgresql+psycopg://{user}{password}@{host}:{self.db_port}/{name}"
 
     @property
     def embedded(self) -> bool:
@@ -112,22 +117,50 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
 
 
 def _check(settings: Settings) -> None:
-    if settings.database_url is not None and not settings.database.startswith(("postgresql+psycopg:", "sqlite+aiosqlite:")):
-        raise SettingsError(f"{PREFIX}DATABASE_URL: must start with postgresql:// or sqlite:///")
-    if settings.redis_url is not None and not settings.redis_url.get_secret_value().startswith(
-        ("redis://", "rediss://", "unix://")
-    ):
-        raise SettingsError(f"{PREFIX}REDIS_URL: must start with redis://, rediss:// or unix://")
+    for name, wrong in _complaints(settings):
+        raise SettingsError(f"{PREFIX}{name}: {wrong}")
+
+
+def _complaints(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What no single member's type can tell."""
+    if settings.database_url is not None:
+        yield from _about(
+            "DATABASE_URL", settings.database, {"postgresql+psycopg": "postgresql://", "sqlite+aiosqlite": "sqlite:///"}
+        )
+    if settings.redis_url is not None:
+        schemes = {scheme: f"{scheme}://" for scheme in ("redis", "rediss", "unix")}
+        yield from _about("REDIS_URL", settings.redis_url.get_secret_value(), schemes)
+    if settings.embedded and settings.database.partition("///")[2] in ("", ":memory:"):
+        yield "DATABASE_URL", "must name a file, as in sqlite:///path"
+    if settings.upstream_ca_file is not None and not os.access(settings.upstream_ca_file, os.R_OK):
+        yield "UPSTREAM_CA_FILE", "the file can't be read"
     if settings.workers > 1 and settings.redis_url is None:
-        raise SettingsError(f"{PREFIX}WORKERS: more than one worker needs {PREFIX}REDIS_URL, so that they share one cache")
+        yield "WORKERS", f"more than one worker needs {PREFIX}REDIS_URL, so that they share one cache"
+    try:
+        parse_allowed(settings.allowed_private_hosts)
+    except ValueError as error:
+        yield "ALLOWED_PRIVATE_HOSTS", str(error)
+
+
+def _about(name: str, url: str, schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with a URL; it holds a password, so nothing of it is quoted."""
+    if url.partition("://")[0] not in schemes:
+        yield name, f"must start with {' or '.join(schemes.values())}"
+        return
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        yield name, "host or port can't be read; is the password percent-encoded?"
 
 
 def _read(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in environ.items():
-        if not name.startswith(PREFIX) or text == "":
+        if not name.startswith(PREFIX):
             continue
         member, is_file = _member(name)
+        if text == "":
+            continue
         if member in values:
             raise SettingsError(f"{name}: given twice, as itself and as {PREFIX}{member.upper()}_FILE")
         values[member] = _file_text(name, text) if is_file else text
@@ -163,6 +196,13 @@ def otel_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}  # noqa: TID251
 
 
+def metrics_directory() -> Path | None:
+    """Where several workers share their metrics: prometheus-client's own variable, set by the process that starts them."""
+    given = os.environ.get(MULTIPROCESS)  # noqa: TID251
+    return Path(given) if given else None
+
+
 def share_with_children(name: str, value: str) -> None:
-    """Set a variable that worker processes inherit."""
+    """Set a variable that worker processes inherit, in place of the file that may have held its value."""
+    os.environ.pop(f"{name}_FILE", None)  # noqa: TID251
     os.environ[name] = value  # noqa: TID251

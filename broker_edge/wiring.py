@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 import uuid
@@ -38,13 +37,12 @@ from broker_edge.flow.tiers import Tiers
 from broker_edge.flow.upstream import Upstream
 from broker_edge.guard.addresses import AddressGuard
 from broker_edge.ports import Fleet, HotTier, Transport
-from broker_edge.settings import Settings, otel_environment
+from broker_edge.settings import SERVER_SHARE, Settings, metrics_directory, otel_environment
 from broker_edge.telemetry.logs import Log
-from broker_edge.telemetry.metrics import MULTIPROCESS, Metrics
+from broker_edge.telemetry.metrics import Metrics
 from broker_edge.telemetry.otel import Tracing
 
 _ADOPTION = 5.0  # seconds between looks for the spool segments of workers that died
-SERVER_SHARE = 0.8  # of the shutdown time-out is for running requests, the rest for flushing
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -83,7 +81,7 @@ class Edge:
         self.background.supervise("adoption", self._adopt)
         if isinstance(self.fleet, RedisFleet):
             self.background.supervise("bells", self.fleet.hear)
-        if MULTIPROCESS in os.environ:  # noqa: TID251 prometheus-client's own switch
+        if metrics_directory() is not None:
             self.background.supervise("gauges", self._refresh)
 
     async def stop(self) -> None:
@@ -121,7 +119,7 @@ async def check_migrated(engine: AsyncEngine) -> None:
 def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Edge:
     log = Log(logger)
     background = Background(log.failure)
-    metrics = Metrics(__version__)
+    metrics = Metrics(__version__, metrics_directory())
     hot, fleet = _hot_and_fleet(settings)
     engine = make_engine(settings.database, settings.db_pool_size)
     durable = SqlDurable(engine)

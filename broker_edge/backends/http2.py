@@ -9,8 +9,7 @@ Events are pushed by the link as bytes arrive, so no task reads, and a connectio
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from h2.config import H2Configuration
@@ -28,84 +27,18 @@ from h2.events import (
 from h2.exceptions import H2Error, ProtocolError
 from h2.settings import SettingCodes, Settings
 
+from broker_edge.backends.http2_stream import MAX_STREAM_ID, Broken, FrameSplitter, HeaderPairs, Stream, Unprocessed
 from broker_edge.backends.link import Link
 from broker_edge.backends.wire import MAX_HEAD_BYTES
 
 _STREAM_WINDOW: Final = 1 << 20  # what one unread answer may hold in memory
 _CONNECTION_WINDOW: Final = 1 << 24
 _MAX_STREAMS: Final = 100
-_MAX_STREAM_ID: Final = (1 << 31) - 1
-_FRAME_HEAD: Final = 9
-_MAX_FRAME: Final = 1 << 14
-_GOAWAY: Final = 7
 
 # Headers are checked before they come here (backends.wire): h2 would find a bad one with half of it in its compression state.
 _CONFIGURATION: Final = H2Configuration(
     client_side=True, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
 )
-
-HeaderPairs = Sequence[tuple[bytes, bytes]]
-
-
-class Unprocessed(Exception):
-    """The peer certainly did not act on the request: it may be sent again (RFC 9113 section 8.7)."""
-
-
-class Broken(Exception):
-    """The stream or the connection ended early; what the peer did is not known."""
-
-
-class FrameSplitter:
-    """Cuts received bytes at frame borders and takes the GOAWAY frames out (RFC 9113 sections 4.1 and 6.8)."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def split(self, data: bytes) -> tuple[list[bytes], list[int]]:
-        """Whole frames to hand on, and the last stream ids that GOAWAYs named. A frame over the limit is handed on uncut."""
-        data = self._rest + data
-        frames: list[bytes] = []
-        last_ids: list[int] = []
-        at = 0
-        while len(data) - at >= _FRAME_HEAD:
-            length = int.from_bytes(data[at : at + 3], "big")
-            end = at + _FRAME_HEAD + length if length <= _MAX_FRAME else len(data)
-            if len(data) < end:
-                break
-            if data[at + 3] == _GOAWAY and length >= 8:
-                last_ids.append(int.from_bytes(data[at + 9 : at + 13], "big") & _MAX_STREAM_ID)
-            else:
-                frames.append(data[at:end])
-            at = end
-        self._rest = data[at:]
-        return frames, last_ids
-
-
-class Stream:
-    """One exchange: what arrived and was not taken yet, how it ended, and a bell for every change."""
-
-    __slots__ = ("bell", "chunks", "ended", "error", "head", "number", "sent")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.head: HeaderPairs | None = None
-        self.chunks: deque[tuple[bytes, int]] = deque()
-        self.sent = False
-        self.ended = False
-        self.error: Exception | None = None
-        self.bell = asyncio.Event()
-
-    def fail(self, error: Exception) -> None:
-        if not self.ended and self.error is None:
-            self.error = error
-        self.bell.set()
-
-    async def change(self) -> None:
-        """Wait for the next event of this stream; raises what ended it early."""
-        if self.error is not None:
-            raise self.error
-        self.bell.clear()
-        await self.bell.wait()
 
 
 class Http2Connection:
@@ -125,7 +58,7 @@ class Http2Connection:
 
     @property
     def usable(self) -> bool:
-        return not (self._going_away or self.link.closed or self._h2.highest_outbound_stream_id >= _MAX_STREAM_ID - 2)
+        return not (self._going_away or self.link.closed or self._h2.highest_outbound_stream_id >= MAX_STREAM_ID - 2)
 
     @property
     def has_room(self) -> bool:
@@ -251,7 +184,7 @@ class Http2Connection:
             case ResponseReceived() | DataReceived() | StreamEnded() | StreamReset() | WindowUpdated():
                 stream = self._streams.get(event.stream_id or 0)
                 if stream is not None:
-                    _apply(event, stream)
+                    stream.take(event)
                 elif isinstance(event, DataReceived):
                     self._quietly(self._h2.acknowledge_received_data, event.flow_controlled_length, event.stream_id)
 
@@ -297,17 +230,3 @@ class Http2Connection:
     async def _flush_and_wait(self) -> None:
         self._flush()
         await self.link.drained()
-
-
-def _apply(event: Event, stream: Stream) -> None:
-    match event:
-        case ResponseReceived():
-            stream.head = event.headers
-        case DataReceived():
-            stream.chunks.append((event.data or b"", event.flow_controlled_length or 0))
-        case StreamEnded():
-            stream.ended = True
-        case StreamReset():
-            refused = event.error_code == ErrorCodes.REFUSED_STREAM and stream.head is None
-            stream.fail(Unprocessed() if refused else Broken())
-    stream.bell.set()

@@ -11,9 +11,9 @@ import uvicorn
 
 from broker_edge.backends.migrations import migrate
 from broker_edge.backends.sql_durable import make_engine
-from broker_edge.cli import run_server
 from broker_edge.demo.bureau import create_bureau
 from broker_edge.demo.requests import commands
+from broker_edge.server import run_server
 from broker_edge.settings import PREFIX, Settings, SettingsError, load, share_with_children
 
 _LOOPBACK = "127.0.0.1"
@@ -34,8 +34,7 @@ def run_demo(port: int | None, bureau_port: int) -> int:
     asyncio.run(_migrate(settings))
     threading.Thread(target=_serve_bureau, args=(listener,), daemon=True).start()
     threading.Thread(target=_say, args=(settings, f"http://{bureau}"), daemon=True).start()
-    run_server(settings)
-    return 0
+    return 0 if run_server(settings) else 1
 
 
 def _listen(port: int) -> socket.socket:

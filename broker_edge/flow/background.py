@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_INSIST = 0.2  # seconds for a loop to end before it is cancelled once more
 OnCrash = Callable[[str, BaseException], None]
 
 
@@ -47,11 +48,11 @@ class Background:
 
     async def stop(self) -> None:
         """End the endless loops."""
-        loops = list(self._loops)
-        for task in loops:
-            task.cancel()
-        if loops:
-            await asyncio.wait(loops)
+        # Again and again: redis-py swallows a cancellation that meets it while it connects.
+        while loops := list(self._loops):
+            for task in loops:
+                task.cancel()
+            await asyncio.wait(loops, timeout=_INSIST)
 
     async def _forever(self, name: str, body: Callable[[], Awaitable[None]], pause: float) -> None:
         while True:

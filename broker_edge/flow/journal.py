@@ -25,7 +25,7 @@ _MOST = 2000
 
 
 class Journal:
-    """Counts rows in `appended` and `shipped`, frames in `rejected`; `failing` says that the database did not take the last batch."""
+    """Counts rows in `appended`, `shipped`, frames in `rejected`; `failing`: the database did not take the last batch."""
 
     def __init__(self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID]) -> None:
         self._spool = spool

@@ -6,6 +6,7 @@ The deadline is not kept here: whoever awaits `send` cancels it. `remaining` onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -140,10 +141,11 @@ def _within(policy: RetryPolicy, remaining: Callable[[], float]) -> float:
 
 async def _discard(raw: RawReply) -> bytes:
     read = 0
-    async for chunk in raw.chunks():
-        read += len(chunk)
-        if read > _ERROR_BODY:
-            break
+    with contextlib.suppress(UpstreamError):  # the status is known: a body that is cut short changes nothing about it
+        async for chunk in raw.chunks():
+            read += len(chunk)
+            if read > _ERROR_BODY:
+                break
     return b""
 
 

@@ -19,7 +19,6 @@ from broker_edge.core.trail import Fact, FlightTrail, Trail
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that nothing here reads
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # name -> (labels, help); the README's table is checked against it. Counters are exported with `_total`.
@@ -55,9 +54,10 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 
 class Metrics:
-    """One process's metrics. `watch` registers what is read when a scrape comes."""
+    """One process's metrics. `watch` registers what is read when a scrape comes; workers share the directory `shared`."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, shared: Path | None = None) -> None:
+        self._shared = shared
         self._registry = CollectorRegistry()
         self._counters = {name: Counter(name, text, labels, registry=self._registry) for name, (labels, text) in COUNTERS.items()}
         self._histograms = {
@@ -105,12 +105,11 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text, of all workers where there are several."""
         self.refresh()
-        directory = os.environ.get(MULTIPROCESS)  # noqa: TID251 prometheus-client's own variable, read where its library reads it
-        if directory is None:
+        if self._shared is None:
             return generate_latest(self._registry)
-        _bury(Path(directory))
+        _bury(self._shared)
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry, str(self._shared))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def refresh(self) -> None:

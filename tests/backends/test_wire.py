@@ -7,7 +7,7 @@ from hyperframe.frame import DataFrame, Frame, GoAwayFrame, PingFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_edge.backends.http2 import FrameSplitter
+from broker_edge.backends.http2_stream import FrameSplitter
 from broker_edge.backends.origins import Origins
 from broker_edge.backends.wire import authority, reply_headers, request_headers, request_target
 from broker_edge.core.exchange import Outbound, Target

@@ -263,10 +263,8 @@ async def test_what_the_database_refuses_leaves_nothing_behind(
 async def forbidden(engine: AsyncEngine) -> str:
     """An outcome that the database's own rules forbid: somebody has added one that this version doesn't know."""
     if engine.dialect.name == "sqlite":
-        statements = [
-            "CREATE TRIGGER IF NOT EXISTS strict BEFORE INSERT ON run_data_request WHEN NEW.outcome = 'forbidden' "
-            "BEGIN SELECT RAISE(ABORT, 'no'); END"
-        ]
+        when = "BEFORE INSERT ON run_data_request WHEN NEW.outcome = 'forbidden'"
+        statements = [f"CREATE TRIGGER IF NOT EXISTS strict {when} BEGIN SELECT RAISE(ABORT, 'no'); END"]
     else:
         table = "data_broker.run_data_request"
         statements = [

@@ -1,4 +1,4 @@
-"""The contract of `ports.Spool`, over real files: what was appended outlives the process, in order, and nothing is half-written."""
+"""The contract of `ports.Spool`, over real files: what was appended outlives the process, in order, never half-written."""
 
 from __future__ import annotations
 
@@ -177,9 +177,10 @@ def test_what_was_appended_after_the_last_commit_is_never_lost_to_a_close(opened
     assert drained(opened()) == numbered(10)
 
 
-@pytest.mark.parametrize(
-    "tail", [b"\x00", b"\x00\x00\x00\x05\x12\x34\x56", b"\x00\x00\x00\x05\x12\x34\x56\x78abc", b"\xff" * 50, b"\x00" * 64]
-)
+TAILS = [b"\x00", b"\x00\x00\x00\x05\x12\x34\x56", b"\x00\x00\x00\x05\x12\x34\x56\x78abc", b"\xff" * 50, b"\x00" * 64]
+
+
+@pytest.mark.parametrize("tail", TAILS)
 def test_a_torn_tail_is_cut(opened: Open, tmp_path: Path, tail: bytes) -> None:
     spool = opened()
     fill(spool, numbered(3))
@@ -340,7 +341,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(opened: Open, tmp_path:
     counts, frames = done.stdout.splitlines()
     kept, refused, size = map(int, counts.split())
     assert (kept, refused, size) == (8, 12, 8 * (106 + HEAD))
-    assert frames.split() == [*("%06d" % number for number in range(8)), "after"]
+    assert frames.split() == [*(f"{number:06d}" for number in range(8)), "after"]
     spool = opened()
     assert [frame[:6].decode() for frame in drained(spool)] == frames.split()
     assert spool.torn_bytes == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import pathlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -293,6 +294,40 @@ async def test_redirects_and_cookies_are_only_reported(transport: Transport) -> 
         assert (got.status, got.headers["location"], got.headers["set-cookie"]) == (302, "/elsewhere", "a=1, b=2")
         assert [one.get("cookie") for one in server.received] == [None, None]
         assert [one.get("referer") for one in server.received] == [None, None]
+
+
+@pytest.mark.parametrize("location", ["http://[no.address/", "//", "http://bureau.test:port/", "x://y:99999/", "\tz"])
+async def test_a_location_that_is_no_url_is_only_reported(transport: Transport, location: str) -> None:
+    async with RawServer(replying(b"moved", 302, [("Location", location)])) as server:
+        got = await fetch(transport, server)
+        assert (got.status, got.headers["location"], got.body) == (302, location.strip(), b"moved")
+
+
+async def test_nothing_is_read_from_the_environment(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine {HOST} login a password b\n")
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(ca_pem())
+    monkeypatch.setenv("NETRC", str(netrc))
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(authority))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    transport = engine(5.0)
+    async with RawServer(replying()) as plain, RawServer(replying(), tls=server_context()) as secure:
+        assert (await fetch(transport, plain)).status == 200
+        assert plain.received[0].get("authorization") is None
+        assert (await failing(fetch(transport, secure))).code == "TLS_ERROR"
+    await transport.aclose()
+
+
+async def test_a_name_before_the_host_becomes_no_credential(transport: Transport) -> None:
+    async with RawServer(replying()) as server:
+        await read(transport, Outbound("GET", f"http://user:word@{HOST}:{server.port}/p"), target(server))
+        assert server.received[0].line == "GET /p HTTP/1.1"
+        assert server.received[0].get("authorization") is None
 
 
 async def test_a_header_value_outside_ascii_is_left_out(transport: Transport) -> None:

@@ -105,8 +105,12 @@ def test_serve_refuses_a_database_that_is_not_there_without_showing_its_password
 
 @pytest.mark.parametrize(
     ("environment", "named"),
-    [({"spool_size": "1"}, "DATA_BROKER_SPOOL_SIZE"), ({"port": "http"}, "DATA_BROKER_PORT")],
-    ids=["unknown", "bad value"],
+    [
+        ({"spool_size": "1"}, "DATA_BROKER_SPOOL_SIZE"),
+        ({"port": "http"}, "DATA_BROKER_PORT"),
+        ({"upstream_ca_file": "nowhere.pem"}, "DATA_BROKER_UPSTREAM_CA_FILE"),
+    ],
+    ids=["unknown", "bad value", "no such file"],
 )
 def test_a_setting_that_cannot_be_used_stops_the_start_with_a_line_that_names_it(
     tmp_path: Path, environment: dict[str, str], named: str
@@ -131,12 +135,25 @@ async def test_a_port_that_is_taken_ends_in_1(tmp_path: Path, bureau: Bureau) ->
     assert "address already in use" in done.stdout + done.stderr
 
 
-async def test_workers_that_cannot_start_end_in_1(tmp_path: Path, redis_server: Valkey, postgres_server: Postgres) -> None:
-    """The parent finds everything well, each worker finds a trust store that it can't read."""
-    nowhere = str(tmp_path / "nowhere.pem")
-    async with process(tmp_path, workers=2, **servers_of(redis_server, postgres_server), upstream_ca_file=nowhere) as edge:
-        done = await asyncio.to_thread(_serve, edge, "--workers", "2")
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_edge_that_cannot_be_built_ends_in_1_with_one_line_for_each_process(
+    tmp_path: Path, redis_server: Valkey, postgres_server: Postgres, workers: int
+) -> None:
+    """The parent finds nothing wrong; a worker finds what no segment of the journal is."""
+    (tmp_path / "spool" / "0.segment").mkdir(parents=True)
+    async with process(tmp_path, **servers_of(redis_server, postgres_server)) as edge:
+        done = await asyncio.to_thread(_serve, edge, "--workers", str(workers))
     assert done.returncode == 1
+    assert 1 <= len(done.stderr.splitlines()) <= workers, done.stderr
+    assert "the edge can't start" in done.stderr
+    assert str(tmp_path) not in done.stderr + done.stdout
+
+
+def test_a_directory_that_cannot_be_written_stops_the_start_with_a_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    done = _serve(_edge(tmp_path))
+    assert done.returncode == 1
+    assert "DATA_BROKER_DATA_DIR" in _only_line(done)
 
 
 def test_migrating_twice_is_fine(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""What the hot tier holds: a fixed head, then the value, byte for byte."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_edge.core.exchange import Entry
+from broker_edge.core.packing import pack, unpack
+
+OBJECT = uuid.UUID("0189f7ea-ae2c-7809-8aeb-b819cf5e9e7f")
+
+
+@given(st.uuids(), st.floats(allow_nan=False), st.binary())
+def test_what_is_packed_comes_back_as_it_was(object_id: uuid.UUID, created_at: float, value: bytes) -> None:
+    entry = Entry(object_id, created_at, value)
+    assert unpack(pack(entry)) == entry
+
+
+def test_the_value_stands_whole_behind_a_head_of_25_bytes() -> None:
+    value = b'{"any": "bytes \xff"}'
+    packed = pack(Entry(OBJECT, 1.5, value))
+    assert packed[25:] == value
+    assert packed[:25] == b"\x01" + OBJECT.bytes + b"\x3f\xf8" + b"\x00" * 6
+
+
+def test_nothing_is_no_entry() -> None:
+    assert unpack(None) is None
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 24])
+def test_a_head_that_is_cut_is_no_entry(length: int) -> None:
+    assert unpack(pack(Entry(OBJECT, 1.5, b"value"))[:length]) is None
+
+
+@pytest.mark.parametrize("version", [0, 2, 255])
+def test_another_version_s_layout_is_no_entry(version: int) -> None:
+    assert unpack(bytes([version]) + pack(Entry(OBJECT, 1.5, b"value"))[1:]) is None
+
+
+@given(st.binary(max_size=100))
+def test_garbage_never_fails(data: bytes) -> None:
+    found = unpack(data)
+    assert found is None or pack(found) == data or data[17:25] != pack(found)[17:25]

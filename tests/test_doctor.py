@@ -1,0 +1,131 @@
+"""The doctor: every finding says what is, and what is wrong has its remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from broker_edge.backends.migrations import head, migrate
+from broker_edge.backends.sql_durable import make_engine
+from broker_edge.cli import app
+from broker_edge.doctor import Finding, examine
+from broker_edge.settings import PREFIX, Settings, load
+from tests import servers
+
+SECRET = "s3cr3t-canary"
+SUBJECTS = ["data directory", "database", "hot tier", "address guard"]
+
+
+async def prepare(settings: Settings) -> None:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = make_engine(settings.database)
+    await migrate(engine)
+    await engine.dispose()
+
+
+async def findings(settings: Settings) -> dict[str, Finding]:
+    found = await examine(settings)
+    assert [finding.subject for finding in found] == SUBJECTS
+    for finding in found:
+        assert finding.ok == (finding.remedy is None)
+        assert finding.line().count("\n") == 0
+        assert SECRET not in finding.line()
+        assert str(settings.data_dir) not in finding.line()
+    return {finding.subject: finding for finding in found}
+
+
+async def test_an_embedded_set_up_is_well(tmp_path: Path) -> None:
+    settings = load({}, data_dir=tmp_path)
+    await prepare(settings)
+    found = await findings(settings)
+    assert all(finding.ok for finding in found.values())
+    assert found["database"].message == f"is at revision {head()}"
+    assert "in memory" in found["hot tier"].message
+    assert found["address guard"].message == "only public addresses are called"
+
+
+async def test_a_set_up_with_servers_is_well(
+    tmp_path: Path, redis_server: servers.Valkey, postgres_server: servers.Postgres
+) -> None:
+    settings = load(
+        {}, data_dir=tmp_path, database_url=postgres_server.create(), redis_url=redis_server.url, allowed_private_hosts="a:1,b:2"
+    )
+    await prepare(settings)
+    found = await findings(settings)
+    assert all(finding.ok for finding in found.values())
+    assert found["hot tier"].message == "Redis answers"
+    assert found["address guard"].message.startswith("2 private")
+
+
+async def test_a_fresh_set_up_lacks_its_migration_alone(tmp_path: Path) -> None:
+    found = await findings(load({}, data_dir=tmp_path / "new"))
+    assert [subject for subject, finding in found.items() if not finding.ok] == ["database"]
+    assert found["database"].remedy == "run `broker-edge migrate`"
+    assert "revision none" in found["database"].message
+
+
+async def test_servers_that_are_gone_are_found_each_with_its_remedy(tmp_path: Path) -> None:
+    port = servers.free_port()
+    settings = load(
+        {},
+        data_dir=tmp_path,
+        database_url=f"postgresql://u:{SECRET}@127.0.0.1:{port}/db",
+        redis_url=f"redis://:{SECRET}@127.0.0.1:{port}/0",
+    )
+    found = await findings(settings)
+    assert [subject for subject, finding in found.items() if not finding.ok] == ["database", "hot tier"]
+    assert "DATA_BROKER_DATABASE_URL" in (found["database"].remedy or "")
+    assert "DATA_BROKER_REDIS_URL" in (found["hot tier"].remedy or "")
+
+
+async def test_a_redis_that_does_not_answer_is_found(tmp_path: Path) -> None:
+    with servers.valkey() as server:
+        server.pause()
+        settings = load({}, data_dir=tmp_path, redis_url=server.url, redis_timeout=0.2)
+        found = await findings(settings)
+    assert not found["hot tier"].ok
+
+
+async def test_a_data_directory_that_is_a_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = await findings(load({}, data_dir=tmp_path / "file"))
+    assert "DATA_BROKER_DATA_DIR" in (found["data directory"].remedy or "")
+
+
+def doctor(*words: str, data_dir: Path, **members: str) -> tuple[int, str]:
+    environment = {f"{PREFIX}DATA_DIR": str(data_dir), **{PREFIX + name.upper(): value for name, value in members.items()}}
+    done = CliRunner().invoke(app, ["doctor", *words], env=environment, catch_exceptions=False)
+    assert done.stderr == ""
+    return done.exit_code, done.stdout
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    done = CliRunner().invoke(app, ["migrate"], env={f"{PREFIX}DATA_DIR": str(tmp_path)}, catch_exceptions=False)
+    assert done.exit_code == 0
+    return tmp_path
+
+
+def test_the_command_says_what_is_well(ready: Path) -> None:
+    code, said = doctor(data_dir=ready)
+    assert code == 0
+    assert [line.split(":")[0] for line in said.splitlines()] == [f"ok    {subject}" for subject in SUBJECTS]
+
+
+def test_the_command_fails_with_a_remedy_on_each_failing_line(ready: Path) -> None:
+    code, said = doctor(data_dir=ready, redis_url=f"redis://127.0.0.1:{servers.free_port()}")
+    assert code == 1
+    failing = [line for line in said.splitlines() if line.startswith("FAIL")]
+    assert [line.split(":")[0] for line in failing] == ["FAIL  hot tier"]
+    assert all(" -> check DATA_BROKER_REDIS_URL" in line for line in failing)
+
+
+def test_the_command_prints_json(ready: Path) -> None:
+    code, said = doctor("--json", data_dir=ready)
+    parsed = json.loads(said)
+    assert code == 0
+    assert [finding["subject"] for finding in parsed] == SUBJECTS
+    assert all(set(finding) == {"subject", "ok", "message", "remedy"} for finding in parsed)
