@@ -174,4 +174,5 @@ def show_config(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(values))
         return
     for name, value in values.items():
-        typer.echo(f"{PREFIX}{name.upper()}={value if value is not None else ''}")
+        text = ",".join(value) if isinstance(value, list) else value
+        typer.echo(f"{PREFIX}{name.upper()}={'' if text is None else text}")

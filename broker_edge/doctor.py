@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from broker_edge.backends.migrations import current, head
@@ -51,7 +52,7 @@ async def examine(settings: Settings) -> list[Finding]:
 
 _REMEDIES = {
     "data directory": f"set {PREFIX}DATA_DIR to a directory that this user may write",
-    "database": f"check {PREFIX}DATABASE_URL or {PREFIX}DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD",
+    "database": f"check {PREFIX}DATABASE_URL, {PREFIX}DATA_DIR or {PREFIX}DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD",
     "hot tier": f"check {PREFIX}REDIS_URL, and that Redis runs",
     "address guard": f"check {PREFIX}ALLOWED_PRIVATE_HOSTS",
 }
@@ -65,6 +66,9 @@ async def _data_dir(settings: Settings) -> Finding:
 
 
 async def _database(settings: Settings) -> Finding:
+    # Not left to the driver: the thread of a connection that failed may outlive the event loop, and complain.
+    if settings.embedded and not Path(settings.database.partition("///")[2].partition("?")[0]).parent.is_dir():
+        return Finding("database", False, "has no directory", _REMEDIES["database"])
     engine = make_engine(settings.database, timeout=_PATIENCE)
     try:
         revision = await current(engine)

@@ -22,7 +22,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge.api.app import Front, front
 from broker_edge.backends.migrations import migrate
-from broker_edge.backends.sql_durable import make_engine
 from broker_edge.settings import PREFIX, Settings, load
 from broker_edge.telemetry.logs import configure
 from broker_edge.wiring import Edge, build

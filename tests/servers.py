@@ -199,7 +199,7 @@ def _postgres_binaries(directory: Path) -> Path:
 
 def _own(directory: Path) -> None:
     if os.geteuid() == 0:
-        os.chmod(directory, 0o755)
+        directory.chmod(0o755)
         (directory / "log").touch()
         shutil.chown(directory, "nobody")
         shutil.chown(directory / "log", "nobody")
@@ -228,5 +228,5 @@ def _until_listening(port: int, process: subprocess.Popen[bytes]) -> None:
 
 if __name__ == "__main__":
     with valkey() as redis, postgres() as database:
-        print(redis.url, database.create(), file=sys.stderr)
+        sys.stderr.write(f"{redis.url} {database.create()}\n")
         signal.pause()

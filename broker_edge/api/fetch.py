@@ -119,8 +119,8 @@ class FetchEndpoint:
         for name, value in scope["headers"]:
             if name == b"traceparent":
                 traceparent = value
-            elif name == b"tracestate":
-                tracestate = value
+            elif name == b"tracestate":  # a list, which may come in several lines (W3C Trace Context section 3.3.1.1)
+                tracestate = value if tracestate is None else b"%s,%s" % (tracestate, value)
         return Trail(self._begin(traceparent, tracestate), self._now(), self._new_span_id)
 
     async def _read(self, receive: Receive) -> bytes:

@@ -35,7 +35,7 @@ class HttpxReply:
 
 
 class _NoCookies(httpx.Cookies):
-    """Takes none: the answer to one caller must not follow the next one's request."""
+    """Takes none: no request is ever given any, and a jar would keep those of every answer."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
         return

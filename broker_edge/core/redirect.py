@@ -5,7 +5,8 @@ from __future__ import annotations
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from broker_edge.core.exchange import Outbound, Reply
-from broker_edge.errors import UpstreamError
+from broker_edge.core.urls import normalise_url
+from broker_edge.errors import CallerError, UpstreamError
 
 MAX_HOPS = 5
 _KEEPS_METHOD = frozenset({307, 308})
@@ -30,18 +31,19 @@ def redirected(request: Outbound, reply: Reply) -> Outbound | None:
         if body is not None:
             raise _refused("a redirect that would take the body to another origin is not followed", reply.status)
         headers = tuple((name, value) for name, value in headers if name.lower() in _FOR_ANYONE)
-    return Outbound(method, there._replace(fragment="").geturl(), headers, body)
+    return Outbound(method, there.geturl(), headers, body)
 
 
 def _resolved(base: str, location: str, status: int) -> SplitResult:
+    """Where `location` leads, in the form that every engine sends unchanged: upstreams write what no two of them read alike."""
     try:
-        there = urlsplit(urljoin(base, location))
-        usable = there.scheme in ("http", "https") and there.hostname and there.username is None and there.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not there.geturl().isascii() or any(character <= " " for character in there.geturl()):
-        raise _refused("a redirect to something that is not an http(s) URL is not followed", status)
-    return there._replace(path=there.path or "/")
+        given = urlsplit(location)
+        # urljoin takes a URL without a host ("http:///a") for a relative one, which RFC 3986 section 5.2.2 does not.
+        if bool(given.scheme) == bool(given.netloc) or location.startswith("//"):
+            return urlsplit(normalise_url(urljoin(base, location)))
+    except (ValueError, CallerError):
+        pass
+    raise _refused("a redirect to something that is not an http(s) URL is not followed", status)
 
 
 def _method_and_body(request: Outbound, status: int) -> tuple[str, bytes | None]:

@@ -64,7 +64,20 @@ class UrlTemplate:
 
 def compile_url(text: str, member: str) -> UrlTemplate:
     """Compile a URL template. Raises `CallerError` INVALID_DATA_SOURCE or TEMPLATE_REJECTED, naming `member`."""
-    template = parse_template(text, member)
+    return _compile(parse_template(text, member), member)
+
+
+def normalise_url(url: str) -> str:
+    """An absolute URL that is no template in the form in which `render` gives them. Raises `CallerError`."""
+    return _compile(Template((url,)), "url").render(Scope({}, {}))
+
+
+def encode_value(text: str) -> str:
+    """Percent-encode everything but RFC 3986's unreserved characters, as UTF-8."""
+    return quote(text, safe="")
+
+
+def _compile(template: Template, member: str) -> UrlTemplate:
     if any(_FORBIDDEN.search(literal) for literal in template.literals):
         raise invalid(member, "must not hold spaces, control characters or backslashes")
     marked = "".join(part if isinstance(part, str) else _MARK for part in template.parts)
@@ -78,11 +91,6 @@ def compile_url(text: str, member: str) -> UrlTemplate:
     segments = [_unmark(segment, holes, _ENCODED_IN_SEGMENT) for segment in path.split("/")]
     query_template = _unmark(query, holes, _ENCODED_IN_QUERY)
     return UrlTemplate(member, scheme[1].lower(), host, port, tuple(_without_dots(segments)), query_template)
-
-
-def encode_value(text: str) -> str:
-    """Percent-encode everything but RFC 3986's unreserved characters, as UTF-8."""
-    return quote(text, safe="")
 
 
 def _authority(text: str, scheme: str, holes: Iterator[Hole], member: str) -> tuple[Template, Template]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 
@@ -26,7 +27,8 @@ def run_demo(port: int | None, bureau_port: int) -> int:
     try:
         settings = _settings(port, bureau)
     except SettingsError as error:
-        print(error)  # noqa: T201 the demo speaks to a person
+        listener.close()
+        sys.stderr.write(f"{error}\n")
         return 2
     if _taken(settings):
         print(f"port {settings.port} is taken; take another one: PORT=6003 make run, or broker-edge demo --port 6003")  # noqa: T201

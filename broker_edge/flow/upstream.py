@@ -166,8 +166,9 @@ def _attributes(request: Outbound, attempt: int, reply: Reply | int | None) -> d
         "http.request.method": request.method,
         "url.scheme": url.scheme,
         "server.port": url.port or (443 if url.scheme == "https" else 80),
-        "http.request.resend_count": attempt,
     }
+    if attempt:
+        attributes["http.request.resend_count"] = attempt
     if isinstance(reply, Reply):
         attributes["http.response.status_code"] = reply.status
         attributes["http.response.body.size"] = len(reply.body)

@@ -21,9 +21,13 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, S
 
 from broker_edge.core.trail import Fact, FlightTrail, Record, TraceContext, Trail
 
-_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})")
+# W3C Trace Context section 4.3: of a later version as much is read as version 00 has; ff is none.
+_TRACEPARENT = re.compile(
+    rb"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?"
+)
 _ROUTE = "POST /v1/fetch-data"
-_STATE_BYTES = 512  # W3C Trace Context section 3.3.1.5: what must be propagated at least
+# What can go on as a header, up to what must be propagated at least (section 3.3.1.5).
+_TRACESTATE = re.compile(rb"[\t\x20-\x7e]{1,512}")
 
 
 class _GivenIds(RandomIdGenerator):
@@ -68,7 +72,7 @@ class Tracing:
             trace_id, parent_id, flag, state = random.getrandbits(128) or 1, None, False, None
         else:
             trace_id, parent_id, flag = int(match[1], 16), int(match[2], 16), bool(int(match[3], 16) & 1)
-            state = tracestate.decode("latin-1") if tracestate and len(tracestate) <= _STATE_BYTES else None
+            state = tracestate.decode("ascii") if tracestate and _TRACESTATE.fullmatch(tracestate) else None
         context = TraceContext(trace_id, new_span_id(), parent_id, flag, state)
         if self.provider is None:
             return context

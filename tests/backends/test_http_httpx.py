@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pathlib
 from collections.abc import AsyncIterator
 
 import httpx
@@ -13,7 +14,7 @@ from broker_edge.backends.http_httpx import HttpxTransport
 from broker_edge.backends.http_pinned import PinnedTransport
 from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import CallerError, UpstreamError
-from tests.upstreams import HOST, Http2Server, RawServer, ca_pem, replying
+from tests.upstreams import HOST, Http2Server, RawServer, ca_pem, replying, server_context
 
 
 @pytest.fixture
@@ -57,6 +58,20 @@ async def test_a_connection_with_an_unread_body_is_given_up(transport: HttpxTran
             async with transport.open(Outbound("GET", server.url), plain(server)):
                 pass
         assert server.connections == 2
+
+
+async def test_no_authority_is_trusted_for_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(ca_pem())
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, str(authority))
+    transport = HttpxTransport(5.0)
+    async with RawServer(replying(), tls=server_context()) as server:
+        with pytest.raises(UpstreamError) as caught:
+            async with transport.open(Outbound("GET", server.url), Target("https", HOST, server.port, "127.0.0.1")):
+                pass
+        assert (caught.value.code, caught.value.sent) == ("TLS_ERROR", False)
+    await transport.aclose()
 
 
 async def test_a_closed_transport_sends_nothing(transport: HttpxTransport) -> None:

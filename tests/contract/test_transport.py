@@ -143,7 +143,7 @@ async def test_http2_carries_large_bodies_both_ways(transport: Transport) -> Non
 
 async def test_http2_connection_outlives_many_answers_nobody_reads(transport: Transport) -> None:
     async with Http2Server(lambda _: (200, [], b"x" * 60_000)) as server:
-        for _ in range(30):
+        for _ in range(120):
             async with asyncio.timeout(10), transport.open(outbound(server), target(server)) as reply:
                 assert reply.status == 200
         assert (await fetch(transport, server)).body == b"x" * 60_000
@@ -303,23 +303,19 @@ async def test_a_location_that_is_no_url_is_only_reported(transport: Transport, 
         assert (got.status, got.headers["location"], got.body) == (302, location.strip(), b"moved")
 
 
-async def test_nothing_is_read_from_the_environment(
+async def test_neither_proxies_nor_credentials_are_read_from_the_environment(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine {HOST} login a password b\n")
-    authority = tmp_path / "ca.pem"
-    authority.write_bytes(ca_pem())
     monkeypatch.setenv("NETRC", str(netrc))
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.setenv(name, str(authority))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    transport = engine(5.0)
+    transport = engine(5.0, ca_pem())
     async with RawServer(replying()) as plain, RawServer(replying(), tls=server_context()) as secure:
-        assert (await fetch(transport, plain)).status == 200
-        assert plain.received[0].get("authorization") is None
-        assert (await failing(fetch(transport, secure))).code == "TLS_ERROR"
+        for server in (plain, secure):
+            assert (await fetch(transport, server)).status == 200
+            assert server.received[0].get("authorization") is None
     await transport.aclose()
 
 

@@ -55,7 +55,9 @@ def test_a_redirect_without_a_location_is_the_answer(status: int) -> None:
         ("//other.test/c", "https://other.test/c"),
         ("https://other.test", "https://other.test/"),
         ("/c#fragment", "https://api.test/c"),
-        ("HTTPS://API.test/c", "https://API.test/c"),
+        ("HTTPS://API.test:443/c", "https://api.test/c"),
+        ("/\u00fcber?q=\u00fc", "https://api.test/%C3%BCber?q=%C3%BC"),
+        ("https://\u00fcber.test/", "https://xn--ber-goa.test/"),
     ],
 )
 def test_a_location_is_resolved_against_the_request(location: str, url: str) -> None:
@@ -136,8 +138,9 @@ def test_https_never_falls_back_to_http() -> None:
         "https://api.test:abc/",
         "https://[::1/",
         "https://api.test/a b",
-        "https://api.test/\u00fcber",
-        "https://\u00fcber.test/",
+        "https://api.test\\@other.test/",
+        "https:///path",
+        "https://",
     ],
 )
 def test_a_location_that_is_no_plain_url_is_not_followed_nor_quoted(location: str) -> None:

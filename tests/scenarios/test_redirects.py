@@ -36,8 +36,8 @@ def redirecting(location: str, status: int = 302) -> Callable[[Received], bytes]
 
     def answer(got: Received) -> bytes:
         if got.line.split()[1].startswith("/start"):
-            return http_reply(b"moved", status, f"Location: {location}")
-        return http_reply(b"arrived")
+            return http_reply(b"" if got.line.startswith("HEAD") else b"moved", status, f"Location: {location}")
+        return http_reply(b"" if got.line.startswith("HEAD") else b"arrived")
 
     return answer
 
@@ -72,6 +72,7 @@ async def test_a_redirect_is_followed(edge: InProcess, bureau: Bureau, status: i
         ("/a%2Fb%20c", "/a%2Fb%20c"),
         ("/a%zz", "/a%25zz"),
         ("/x//there", "/x//there"),
+        ("//127.0.0.1:{port}/there", "/there"),
         ("HTTP://127.0.0.1:{port}/there", "/there"),
     ],
 )
@@ -102,7 +103,6 @@ async def test_a_location_is_resolved_and_sent_in_one_form_by_either_engine(
         "/a b",
         "http://127.1/",
         "http://2130706433/",
-        "/\x7f",
     ],
 )
 async def test_what_is_no_usable_location_is_the_upstreams_error(edge: InProcess, bureau: Bureau, location: str) -> None:

@@ -37,7 +37,9 @@ async def _herd_on_one(edge: InProcess, bureau: Bureau) -> None:
 
 
 async def _herd_on_three(directory: Path, bureau: Bureau, redis: Valkey, database: str) -> None:
-    async with fleet(3, directory, bureau, redis, database, flight_lease=30, flight_wait=_PATIENT) as edges:
+    # Three instances and their callers share one event loop here: a turn of it takes longer than Redis may without a herd.
+    patient = {"flight_lease": 30, "flight_wait": _PATIENT, "redis_timeout": 30}
+    async with fleet(3, directory, bureau, redis, database, **patient) as edges:
         source = spec(bureau.url, timeout=_PATIENT)
         posts = [edge.post(request(source)) for _ in range(2000) for edge in edges]
         answers = await herd(bureau, Gathering(*edges), posts)
