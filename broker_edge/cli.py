@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import typer
 import uvicorn
 
 from broker_edge import __version__
-from broker_edge.settings import PREFIX, Settings, SettingsError, load, share_with_children
+from broker_edge.settings import MULTIPROCESS, PREFIX, Settings, SettingsError, load, share_with_children
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="An edge proxy for external data."
@@ -66,8 +67,10 @@ def serve(
     from broker_edge.server import run_server
 
     with _shared_metrics(settings):
-        if not run_server(settings):
-            raise typer.Exit(1)
+        served = run_server(settings)
+    sys.stdout.flush()
+    # All is flushed and closed. The HTTP engine's threads may still run, and one that meets a dying interpreter aborts it.
+    os._exit(0 if served else 1)
 
 
 @contextlib.contextmanager
@@ -78,7 +81,7 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
         return
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="metrics-", dir=settings.data_dir))
-    share_with_children("PROMETHEUS_MULTIPROC_DIR", str(directory))
+    share_with_children(MULTIPROCESS, str(directory))
     try:
         yield
     finally:

@@ -37,7 +37,8 @@ class RawReply(Protocol):
 class Transport(Protocol):
     """Sends one request to one pinned address over pooled, kept-alive HTTP/1.1 or HTTP/2 connections.
 
-    `open` never follows redirects, never retries what may have been processed, never decodes, never reads the environment,
+    `open` never follows redirects, never retries what may have been processed, never decodes, never reads the environment
+    (but for where the system keeps its public roots),
     adds no header but Host, Content-Length, what framing needs, and `Accept: */*` and `User-Agent: broker-edge` where the
     request has none (one engine can't leave them out). It raises
     `UpstreamError`: CONNECT_ERROR or TLS_ERROR (sent=False) where no byte of the request left, CONNECT_ERROR (sent=True)
@@ -118,8 +119,9 @@ class Bell(Protocol):
 class Fleet(Protocol):
     """Leadership of a fetch among instances: at most one holder of a key's lease at a time, by token. Raises `TierBroken`.
 
-    `bid` tries to take the lease; when it wins it answers what the hot tier holds at that very moment. When it loses, the
-    holder's `settle` will ring the bells of all instances that listened before they bid. A lease that isn't renewed lapses.
+    `bid` tries to take the lease, and wins it again where the token holds it already; when it wins it answers what the hot
+    tier holds at that very moment. When it loses, the holder's `settle` will ring the bells of all instances that listened
+    before they bid. A lease that isn't renewed lapses.
     """
 
     def listen(self, key: str) -> AbstractAsyncContextManager[Bell]: ...

@@ -45,9 +45,12 @@ class Settings(BaseSettings):
     db_user: str = Field("data_broker", description="Postgres user")
     db_password: SecretStr | None = Field(None, description="Postgres password")
     db_pool_size: int = Field(8, ge=2, le=200, description="Postgres connections a process may open")
+    db_timeout: float = Field(
+        5.0, gt=0, le=300, description="Longest wait for one Postgres transaction; the tier then counts as broken"
+    )
     redis_url: SecretStr | None = Field(None, description="`redis://` or `rediss://`; unset: hot tier in memory")
     redis_timeout: float = Field(
-        0.5, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
+        2.0, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
     )
     hot_max_value_bytes: int = Field(4 * 2**20, ge=1024, description="Larger values are kept in the durable tier only")
     memory_tier_bytes: int = Field(256 * 2**20, ge=2**20, description="Bound of the in-memory hot tier")
@@ -62,7 +65,7 @@ class Settings(BaseSettings):
     max_decoded_bytes: int = Field(32 * 2**20, ge=1024, description="Largest upstream body after decompression")
     spec_cache_entries: int = Field(4096, ge=1, description="Compiled data source specs kept in memory")
     flight_lease: float = Field(
-        3.0, ge=0.3, le=60, description="Leadership of a fetch in the fleet lapses after this without a renewal"
+        5.0, ge=0.3, le=60, description="Leadership of a fetch in the fleet lapses after this without a renewal"
     )
     flight_wait: float = Field(15.0, gt=0, le=300, description="Longest wait for another instance's fetch, then fetch alone")
     spool_max_bytes: int = Field(2 * 2**30, ge=2**20, description="Journal rows waiting for the database; full means 503")

@@ -43,6 +43,7 @@ from broker_edge.telemetry.metrics import Metrics
 from broker_edge.telemetry.otel import Tracing
 
 _ADOPTION = 5.0  # seconds between looks for the spool segments of workers that died
+_DEAF = 2.0  # seconds between tries to listen again while Redis is gone
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -62,6 +63,7 @@ class Edge:
     broker: Broker
     journal: Journal
     spool: FileSpool
+    rejected: FileSpool
     tracing: Tracing
     metrics: Metrics
     log: Log
@@ -71,6 +73,7 @@ class Edge:
     durable: SqlDurable
     engine: AsyncEngine
     transport: Transport
+    resolver: SystemResolver
     fleet: Fleet
     sinks: Sequence[Sink]
 
@@ -80,7 +83,7 @@ class Edge:
         self.background.supervise("journal", self.journal.ship_forever)
         self.background.supervise("adoption", self._adopt)
         if isinstance(self.fleet, RedisFleet):
-            self.background.supervise("bells", self.fleet.hear)
+            self.background.supervise("bells", self.fleet.hear, _DEAF)
         if metrics_directory() is not None:
             self.background.supervise("gauges", self._refresh)
 
@@ -91,7 +94,9 @@ class Edge:
         await self.background.stop()
         flushed = await self.journal.flush(left / 2)
         self.spool.close()
+        self.rejected.close()
         await self.transport.aclose()
+        await self.resolver.aclose()
         await self.hot.aclose()
         await self.durable.aclose()
         await asyncio.to_thread(self.tracing.close)
@@ -126,12 +131,21 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
     spool = _spool(settings, "spool")
-    journal = Journal(spool, durable, _spool(settings, "rejected"), new_id)
-    tiers = Tiers(hot, durable, journal, background, hot_max_value=settings.hot_max_value_bytes, random=random.random)
-    transport = _transport(settings)
+    rejected = _spool(settings, "rejected")
+    journal = Journal(spool, durable, rejected, new_id)
+    tiers = Tiers(
+        hot,
+        durable,
+        journal,
+        background,
+        hot_max_value=settings.hot_max_value_bytes,
+        durable_timeout=settings.db_timeout,
+        random=random.random,
+    )
+    transport, resolver = _transport(settings), SystemResolver()
     upstream = Upstream(
         transport,
-        AddressGuard(SystemResolver(), settings.allowed_private_hosts),
+        AddressGuard(resolver, settings.allowed_private_hosts),
         max_encoded=settings.max_encoded_bytes,
         max_decoded=settings.max_decoded_bytes,
         random=random.random,
@@ -153,7 +167,23 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     broker = Broker(Kitchen(tiers, upstream, background, new_object_id=new_id), flights)
     prober = Prober(_probes(systems, hot, durable, spool, journal))
     edge = Edge(
-        settings, broker, journal, spool, tracing, metrics, log, prober, background, hot, durable, engine, transport, fleet, sinks
+        settings=settings,
+        broker=broker,
+        journal=journal,
+        spool=spool,
+        rejected=rejected,
+        tracing=tracing,
+        metrics=metrics,
+        log=log,
+        prober=prober,
+        background=background,
+        hot=hot,
+        durable=durable,
+        engine=engine,
+        transport=transport,
+        resolver=resolver,
+        fleet=fleet,
+        sinks=sinks,
     )
     _watch(edge, upstream)
     return edge

@@ -9,6 +9,7 @@ A missing server is an error that says what to do. Everything that is started he
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -62,7 +63,8 @@ class Valkey:
             "--dir",
             str(self.directory),
         ]
-        self.process = subprocess.Popen([_valkey_binary(), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        line = [_valkey_binary(), *options]
+        self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent)
         _until_listening(self.port, self.process)
 
     def kill(self) -> None:
@@ -209,7 +211,15 @@ def _as_nobody(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     user = "nobody" if os.geteuid() == 0 else None
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     with log.open("ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, user=user, env=environment, cwd="/")
+        return subprocess.Popen(
+            command, stdout=output, stderr=output, user=user, env=environment, cwd="/", preexec_fn=_die_with_parent
+        )
+
+
+def _die_with_parent() -> None:
+    """A test run that is killed leaves no server behind (Linux: prctl PR_SET_PDEATHSIG; elsewhere nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
 
 
 def _until_listening(port: int, process: subprocess.Popen[bytes]) -> None:

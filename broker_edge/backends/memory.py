@@ -86,9 +86,9 @@ class LoneFleet:
         return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
-        _, until = self._leases.get(key, ("", 0.0))
+        holder, until = self._leases.get(key, ("", 0.0))
         left = until - self._clock()
-        if left > 0:
+        if left > 0 and holder != token:
             return Lead(False, lease_left=left)
         self._leases[key] = (token, self._clock() + lease)
         return Lead(True, self._hot.peek(key))

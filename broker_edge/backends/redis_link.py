@@ -28,9 +28,12 @@ _CHANNEL = b"be:bells"
 _IDLE = 5.0  # seconds of silence before the subscription's connection is tried
 _BELL_LIFE_MS = 600_000  # longer than any fetch; only a leader that died leaves one behind
 
-# Look again in the same round trip that wins: another instance may have finished between our look-up and this bid.
+# Look again in the same round trip that wins: another instance may have finished between our look-up and this bid. A bid whose
+# answer was lost is made again: the lease that it won then is its own.
 _BID = """
-if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {1, redis.call('GET', KEYS[1])} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) or redis.call('GET', KEYS[2]) == ARGV[1] then
+  return {1, redis.call('GET', KEYS[1])}
+end
 redis.call('SET', KEYS[3], '1', 'PX', ARGV[3])
 return {0, redis.call('PTTL', KEYS[2])}
 """

@@ -22,7 +22,7 @@ from broker_edge.core.trail import FlightTrail, Trail
 from broker_edge.errors import CODES, EdgeError, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.guarded import guarded
-from broker_edge.ports import Bell, Fleet
+from broker_edge.ports import Bell, Fleet, Lead
 
 _STORED = b"stored"
 # Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
@@ -162,9 +162,12 @@ class Flights:
             while True:
                 started_at = self._now()
                 try:
-                    lead = await guarded(self._breaker, lambda: self._fleet.bid(key, token, self._lease))
+                    lead = await self._bid(key, token)
                 except TierBroken:
-                    return await self._alone(flight, work, started_at, "broken")
+                    fetched = await self._alone(flight, work, started_at, "broken")
+                    # The lease may have been granted and only the answer lost: then somebody waits for it.
+                    self._background.spawn("settle", self._settle(key, token, _STORED))
+                    return fetched
                 if lead.won:
                     flight.trail.note("flight", started_at, self._now(), "fleet_leader", "ok")
                     return await self._led(key, token, flight, work, lead.entry)
@@ -174,6 +177,13 @@ class Flights:
                 told = await self._told(bell, patience, work, flight, started_at)
                 if told is not None:
                     return told
+
+    async def _bid(self, key: str, token: str) -> Lead:
+        """Once more where the first try fails: a stall of this process looks like a broken Redis, and costs a second call."""
+        try:
+            return await guarded(self._breaker, lambda: self._fleet.bid(key, token, self._lease))
+        except TierBroken:
+            return await guarded(self._breaker, lambda: self._fleet.bid(key, token, self._lease))
 
     async def _told(self, bell: Bell, patience: float, work: Work, flight: _Flight, started_at: float) -> Fetched | None:
         """What the leader's bell brings; None where this instance must bid again. Raises the leader's error if it is ours too."""
@@ -207,7 +217,7 @@ class Flights:
 
     async def _settle(self, key: str, token: str, message: bytes) -> None:
         with contextlib.suppress(TierBroken):  # the lease lapses by itself
-            await self._fleet.settle(key, token, message)
+            await guarded(self._breaker, lambda: self._fleet.settle(key, token, message))
 
     @contextlib.asynccontextmanager
     async def _renewing(self, key: str, token: str) -> AsyncIterator[None]:

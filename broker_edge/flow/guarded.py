@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -12,14 +13,17 @@ from broker_edge.errors import TierBroken
 T = TypeVar("T")
 
 
-async def guarded(breaker: Breaker, call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of `call`; raises TierBroken, its own or at once while the breaker is open."""
+async def guarded(breaker: Breaker, call: Callable[[], Awaitable[T]], within: float | None = None) -> T:
+    """The answer of `call`; raises TierBroken: its own, at once while the breaker is open, or after `within` seconds."""
     if not breaker.allows(time.monotonic()):
         raise TierBroken("it is left alone for a while")
     try:
-        answer = await call()
-    except TierBroken:
+        async with asyncio.timeout(within) as limit:
+            answer = await call()
+    except (TierBroken, TimeoutError) as error:
+        if isinstance(error, TimeoutError) and not limit.expired():
+            raise
         breaker.record(ok=False, now=time.monotonic())
-        raise
+        raise TierBroken("it does not answer") from None
     breaker.record(ok=True, now=time.monotonic())
     return answer

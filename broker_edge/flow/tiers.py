@@ -42,6 +42,7 @@ class Tiers:
         background: Background,
         *,
         hot_max_value: int,
+        durable_timeout: float,
         random: Callable[[], float],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -49,6 +50,7 @@ class Tiers:
         self._durable = durable
         self._journal = journal
         self._hot_max_value = hot_max_value
+        self._durable_timeout = durable_timeout
         self._random = random
         self._now = now
         self.hot_breaker = Breaker()
@@ -72,7 +74,7 @@ class Tiers:
         started_at = self._now()
         found: Entry | Nothing = Nothing.ABSENT
         try:
-            item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
+            item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key), self._durable_timeout)
             if item is not None:
                 found = Entry(item.object_id, item.created_at, await shaped(item))
         except TierBroken:
@@ -88,7 +90,7 @@ class Tiers:
         """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
         started_at, result = self._now(), "ok"
         try:
-            await guarded(self.durable_breaker, lambda: self._commits.call(item))
+            await guarded(self.durable_breaker, lambda: self._commits.call(item), self._durable_timeout)
         except TierBroken:
             # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
             result = "spooled"

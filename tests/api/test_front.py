@@ -219,3 +219,12 @@ async def test_a_client_that_asks_first_is_told_to_continue(served: Served) -> N
         assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
         await connection.send(body)
         assert (await connection.reply())[0] == 200
+
+
+async def test_a_tracestate_in_several_lines_is_one_list(served: Served) -> None:
+    body = served.body()
+    trace = f"traceparent: 00-{'a' * 32}-{'b' * 16}-01"
+    async with served.connected() as connection:
+        await connection.send(head(len(body), "POST", "/v1/fetch-data", trace, "tracestate: one=1", "tracestate: two=2") + body)
+        assert (await connection.reply())[0] == 200
+    assert served.bureau.calls[0].get("tracestate") == "one=1,two=2"

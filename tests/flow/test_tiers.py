@@ -57,6 +57,7 @@ class Setup:
             self.database,
             self.journal,
             self.background,
+            durable_timeout=30,
             hot_max_value=LIMIT,
             random=lambda: self.chance,
             now=lambda: self.now,

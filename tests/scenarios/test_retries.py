@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -238,9 +239,17 @@ async def test_retries_happen_within_the_deadline_of_the_whole_fetch(edge: InPro
     assert (code(answer), len(bureau.calls)) == ("UPSTREAM_STATUS", 1)
 
 
-async def test_a_name_that_does_not_resolve_is_a_dns_error(edge: InProcess) -> None:
-    answer = await edge.post(retrying("http://bureau.invalid/", max_retries=0))
+async def test_a_name_that_does_not_resolve_is_a_dns_error(edge: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def unknown(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    answer = await edge.post(retrying("http://bureau.invalid/", "POST", max_retries=2))
     assert (answer.status, code(answer), answer.json()["error"]["retryable"]) == (502, "DNS_ERROR", True)
+    assert set(asked) == {"bureau.invalid"}
 
 
 async def test_what_goes_out_is_what_the_spec_says(edge: InProcess, bureau: Bureau) -> None:

@@ -1,0 +1,43 @@
+"""A database that is there and says nothing: connections stay up, no answer comes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.edges import Bureau, in_process, request, settings, spec, table
+from tests.servers import Postgres, postgres
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    with postgres() as server:
+        yield server
+        _signal(server, signal.SIGCONT)
+
+
+def _signal(server: Postgres, number: int) -> None:
+    assert server.process is not None
+    main = psutil.Process(server.process.pid)
+    for process in (main, *main.children(recursive=True)):
+        process.send_signal(number)
+
+
+async def test_misses_are_answered_and_their_objects_arrive_when_it_speaks_again(
+    own_postgres: Postgres, bureau: Bureau, tmp_path: Path
+) -> None:
+    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(), db_timeout=0.3)
+    async with in_process(chosen) as edge:
+        source = spec(f"{bureau.url}/{{{{ id }}}}")
+        assert (await edge.post(request(source, {"id": "before"}))).status == 200
+        _signal(own_postgres, signal.SIGSTOP)
+        answers = [await edge.post(request(source, {"id": str(number)})) for number in range(8)]
+        _signal(own_postgres, signal.SIGCONT)
+        assert {answer.status for answer in answers} == {200}
+        assert len(await edge.rows()) == 9
+        kept = {str(row.data_object_id) for row in await table(edge.edge.engine, "data_object")}
+    assert {answer.json()["data_object_id"] for answer in answers} <= kept
