@@ -130,52 +130,22 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     durable = SqlDurable(engine)
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
-    spool = _spool(settings, "spool")
-    rejected = _spool(settings, "rejected")
-    journal = Journal(spool, durable, rejected, new_id)
-    tiers = Tiers(
-        hot,
-        durable,
-        journal,
-        background,
-        hot_max_value=settings.hot_max_value_bytes,
-        durable_timeout=settings.db_timeout,
-        random=random.random,
-    )
-    transport, resolver = _transport(settings), SystemResolver()
-    upstream = Upstream(
-        transport,
-        AddressGuard(resolver, settings.allowed_private_hosts),
-        max_encoded=settings.max_encoded_bytes,
-        max_decoded=settings.max_decoded_bytes,
-        random=random.random,
-    )
     sinks = (metrics, log, tracing)
-
-    def flight_ended(trail: FlightTrail) -> None:
-        for sink in sinks:
-            sink.flight(trail)
-
-    flights = Flights(
-        fleet,
-        background,
-        lease=settings.flight_lease,
-        wait=settings.flight_wait,
-        new_token=lambda: f"{random.getrandbits(64):016x}",
-        on_end=flight_ended,
-    )
-    broker = Broker(Kitchen(tiers, upstream, background, new_object_id=new_id), flights)
-    prober = Prober(_probes(systems, hot, durable, spool, journal))
+    spool, rejected = _spool(settings, "spool"), _spool(settings, "rejected")
+    journal = Journal(spool, durable, rejected, new_id)
+    transport, resolver = _transport(settings), SystemResolver()
+    upstream = _upstream(settings, transport, resolver)
+    kitchen = Kitchen(_tiers(settings, hot, durable, journal, background), upstream, background, new_object_id=new_id)
     edge = Edge(
         settings=settings,
-        broker=broker,
+        broker=Broker(kitchen, _flights(settings, fleet, background, sinks)),
         journal=journal,
         spool=spool,
         rejected=rejected,
         tracing=tracing,
         metrics=metrics,
         log=log,
-        prober=prober,
+        prober=Prober(_probes(systems, hot, durable, spool, journal)),
         background=background,
         hot=hot,
         durable=durable,
@@ -187,6 +157,43 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     )
     _watch(edge, upstream)
     return edge
+
+
+def _tiers(settings: Settings, hot: HotTier, durable: SqlDurable, journal: Journal, background: Background) -> Tiers:
+    return Tiers(
+        hot,
+        durable,
+        journal,
+        background,
+        hot_max_value=settings.hot_max_value_bytes,
+        durable_timeout=settings.db_timeout,
+        random=random.random,
+    )
+
+
+def _upstream(settings: Settings, transport: Transport, resolver: SystemResolver) -> Upstream:
+    return Upstream(
+        transport,
+        AddressGuard(resolver, settings.allowed_private_hosts),
+        max_encoded=settings.max_encoded_bytes,
+        max_decoded=settings.max_decoded_bytes,
+        random=random.random,
+    )
+
+
+def _flights(settings: Settings, fleet: Fleet, background: Background, sinks: Sequence[Sink]) -> Flights:
+    def ended(trail: FlightTrail) -> None:
+        for sink in sinks:
+            sink.flight(trail)
+
+    return Flights(
+        fleet,
+        background,
+        lease=settings.flight_lease,
+        wait=settings.flight_wait,
+        new_token=lambda: f"{random.getrandbits(64):016x}",
+        on_end=ended,
+    )
 
 
 def _hot_and_fleet(settings: Settings) -> tuple[HotTier, Fleet]:

@@ -18,7 +18,7 @@ import msgspec
 from broker_edge.api.envelope import Headers, problem, reply
 from broker_edge.core.exchange import Freshness
 from broker_edge.core.source import DataSource, parse_source
-from broker_edge.core.trail import TraceContext, Trail
+from broker_edge.core.trail import FlightTrail, TraceContext, Trail
 from broker_edge.errors import CallerError, EdgeError, TierBroken
 from broker_edge.flow.broker import Broker, FetchRequest
 from broker_edge.flow.journal import Journal
@@ -57,7 +57,11 @@ class Gone(Exception):
 
 
 class Sink(Protocol):
+    """Renders what happened, each in its own form."""
+
     def answer(self, trail: Trail) -> None: ...
+
+    def flight(self, trail: FlightTrail) -> None: ...
 
 
 class Begin(Protocol):
