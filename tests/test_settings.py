@@ -72,6 +72,7 @@ BAD = [
     ("log_level", "info "),
     ("db_port", "0"),
     ("db_pool_size", "1"),
+    ("db_timeout", "0"),
     ("redis_timeout", "0"),
     ("redis_timeout", "nan"),
     ("redis_timeout", "inf"),
