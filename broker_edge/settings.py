@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(None, description="`redis://` or `rediss://`; unset: hot tier in memory")
     redis_timeout: float = Field(
-        2.0, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
+        1.0, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
     )
     hot_max_value_bytes: int = Field(4 * 2**20, ge=1024, description="Larger values are kept in the durable tier only")
     memory_tier_bytes: int = Field(256 * 2**20, ge=2**20, description="Bound of the in-memory hot tier")
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(10 * 2**20, ge=1024, description="Largest request body (413 above it)")
     max_encoded_bytes: int = Field(10 * 2**20, ge=1024, description="Largest upstream body before decompression")
     max_decoded_bytes: int = Field(32 * 2**20, ge=1024, description="Largest upstream body after decompression")
-    spec_cache_entries: int = Field(4096, ge=1, description="Compiled data source specs kept in memory")
+    spec_cache_entries: int = Field(2048, ge=1, description="Compiled data source specs kept in memory")
     flight_lease: float = Field(
         5.0, ge=0.3, le=60, description="Leadership of a fetch in the fleet lapses after this without a renewal"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
@@ -44,6 +45,7 @@ from broker_edge.telemetry.otel import Tracing
 
 _ADOPTION = 5.0  # seconds between looks for the spool segments of workers that died
 _DEAF = 2.0  # seconds between tries to listen again while Redis is gone
+_PROBE = 5.0  # seconds between looks at the dependencies when nobody asks
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -82,6 +84,9 @@ class Edge:
         await check_migrated(self.engine)
         self.background.supervise("journal", self.journal.ship_forever)
         self.background.supervise("adoption", self._adopt)
+        self.background.supervise("probes", self._probe)
+        if self.spool.torn_bytes:
+            self.log.event("a torn tail was cut from the spool", bytes=self.spool.torn_bytes)
         if isinstance(self.fleet, RedisFleet):
             self.background.supervise("bells", self.fleet.hear, _DEAF)
         if metrics_directory() is not None:
@@ -99,13 +104,19 @@ class Edge:
         await self.resolver.aclose()
         await self.hot.aclose()
         await self.durable.aclose()
-        await asyncio.to_thread(self.tracing.close)
+        self.metrics.refresh()
+        with contextlib.suppress(TimeoutError):  # a collector that is mute
+            await asyncio.wait_for(asyncio.to_thread(self.tracing.close), left / 2)
         self.log.event("stopped", unfinished=late, journal="empty" if flushed else "waits for the next start")
 
     async def _adopt(self) -> None:
         await asyncio.sleep(_ADOPTION)
         if self.spool.adopt():
             self.journal.wake()
+
+    async def _probe(self) -> None:
+        await self.prober.report()
+        await asyncio.sleep(_PROBE)
 
     async def _refresh(self) -> None:
         while True:
@@ -135,10 +146,12 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     journal = Journal(spool, durable, rejected, new_id)
     transport, resolver = _transport(settings), SystemResolver()
     upstream = _upstream(settings, transport, resolver)
-    kitchen = Kitchen(_tiers(settings, hot, durable, journal, background), upstream, background, new_object_id=new_id)
+    kitchen = Kitchen(
+        _tiers(settings, hot, durable, journal, background), upstream, background, new_object_id=new_id, check_spool=spool.check
+    )
     edge = Edge(
         settings=settings,
-        broker=Broker(kitchen, _flights(settings, fleet, background, sinks)),
+        broker=Broker(kitchen, _flights(settings, fleet, background, log, sinks)),
         journal=journal,
         spool=spool,
         rejected=rejected,
@@ -181,10 +194,13 @@ def _upstream(settings: Settings, transport: Transport, resolver: SystemResolver
     )
 
 
-def _flights(settings: Settings, fleet: Fleet, background: Background, sinks: Sequence[Sink]) -> Flights:
+def _flights(settings: Settings, fleet: Fleet, background: Background, log: Log, sinks: Sequence[Sink]) -> Flights:
     def ended(trail: FlightTrail) -> None:
         for sink in sinks:
-            sink.flight(trail)
+            try:
+                sink.flight(trail)
+            except Exception as error:  # noqa: BLE001 a sink that fails must not take a paid answer with it
+                log.failure("sink", error)
 
     return Flights(
         fleet,
@@ -193,6 +209,7 @@ def _flights(settings: Settings, fleet: Fleet, background: Background, sinks: Se
         wait=settings.flight_wait,
         new_token=lambda: f"{random.getrandbits(64):016x}",
         on_end=ended,
+        on_failure=log.failure,
     )
 
 

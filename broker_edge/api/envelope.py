@@ -56,7 +56,7 @@ def problem(error: EdgeError, trail: Trail | None = None) -> tuple[Headers, byte
     if error.upstream_status is not None:
         body["upstream_status"] = error.upstream_status
     headers = [_PROBLEM]
-    if trail is not None and trail.why is not None:
+    if trail is not None and trail.why is not None and error.kind.source != "caller":  # else nothing went forward
         headers.append((b"cache-status", _forwarded(trail, error.upstream_status, stored=False)))
     if error.kind.status in (429, 503):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after or 1))))

@@ -6,6 +6,7 @@ the trail closes, its row goes to the journal, and only then does the answer sta
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +28,7 @@ Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_MEMOISED = 64 * 1024  # bytes of a spec; larger ones are compiled each time, so that memory stays bounded
+_MEMOISED = 16 * 1024  # bytes of a spec; larger ones are compiled each time, so that memory stays bounded
 _DRAINED = 64 * 2**20  # bytes of a refused body that are still read, so that its sender hears the answer
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$", re.DOTALL)
 _ENUM = re.compile(r"Invalid enum value .*", re.DOTALL)
@@ -105,6 +106,9 @@ class FetchEndpoint:
             status, headers, body = self._failed(trail, error)
         except Gone:
             return
+        except asyncio.CancelledError:  # the server gives up what runs when its shutdown time-out ends
+            _stay()
+            status, headers, body = self._failed(trail, EdgeError("OVERLOADED", "the edge is stopping"))
         except Exception as error:  # noqa: BLE001 the caller gets an answer and the log gets the failure's name
             self._on_failure("fetch", error, f"{trail.context.trace_id:032x}")
             status, headers, body = self._failed(trail, EdgeError("INTERNAL", "the edge failed"))
@@ -115,8 +119,14 @@ class FetchEndpoint:
             trail.withhold(error)
             status, (headers, body) = error.kind.status, problem(error)
         await _answer(send, status, headers, body)
+        self._show(trail)
+
+    def _show(self, trail: Trail) -> None:
         for sink in self._sinks:
-            sink.answer(trail)
+            try:
+                sink.answer(trail)
+            except Exception as error:  # noqa: BLE001 the answer is given: a sink that fails is no reason to take it back
+                self._on_failure("sink", error, None)
 
     def _trail(self, scope: Scope) -> Trail:
         traceparent = tracestate = None
@@ -185,6 +195,8 @@ class FetchEndpoint:
     def _failed(self, trail: Trail, error: EdgeError) -> tuple[int, Headers, bytes]:
         if trail.ended_at is None:
             trail.fail(error, self._now())
+        else:
+            trail.withhold(error)
         headers, body = problem(error, trail)
         return error.kind.status, headers, body
 
@@ -195,6 +207,12 @@ def _named(message: str) -> str:
     what = _ENUM.sub("not one of the allowed values", match["what"] if match else message)
     where = match["where"] if match else None
     return f"{where}: {what}" if where else what
+
+
+def _stay() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _run_id(data: bytes) -> UUID | None:

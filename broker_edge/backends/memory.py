@@ -47,7 +47,9 @@ class MemoryHot:
         self._held.move_to_end(key)
         return held.entry
 
-    async def put(self, key: str, entry: Entry, lifetime: float | None) -> None:
+    async def put(self, key: str, entry: Entry, lifetime: float | None, *, only_if_absent: bool = False) -> None:
+        if only_if_absent and self.peek(key) is not None:
+            return
         self._drop(key)
         held = _Held(entry, None if lifetime is None else self._clock() + lifetime)
         if held.size > self._max_bytes:
@@ -100,7 +102,8 @@ class LoneFleet:
         return holds
 
     async def settle(self, key: str, token: str, message: bytes) -> None:
-        if self._holds(key, token):
+        # Lapsed or not, as long as nobody else has it: whoever waits is told.
+        if self._leases.get(key, ("", 0.0))[0] == token:
             del self._leases[key]
             self._bells.strike(key, message)
 

@@ -87,9 +87,11 @@ class RedisHot:
                 answers = await pipeline.execute(raise_on_error=False)
         return [_unpacked(answer) for answer in answers]
 
-    async def put(self, key: str, entry: Entry, lifetime: float | None) -> None:
+    async def put(self, key: str, entry: Entry, lifetime: float | None, *, only_if_absent: bool = False) -> None:
         with _translated():
-            await self._redis.set(_entry(key), pack(entry), px=None if lifetime is None else max(1, int(lifetime * 1000)))
+            await self._redis.set(
+                _entry(key), pack(entry), px=None if lifetime is None else max(1, int(lifetime * 1000)), nx=only_if_absent
+            )
 
     async def delete(self, key: str) -> None:
         with _translated():

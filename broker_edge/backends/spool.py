@@ -20,6 +20,7 @@ from broker_edge.errors import TierBroken
 
 _HEAD = Struct(">II")
 _READ = 4 * 2**20
+_MOST_SEGMENTS = 256
 _SUFFIX = ".segment"
 
 
@@ -61,6 +62,11 @@ class FileSpool:
     def full(self) -> bool:
         """True where the last append was refused and nothing has made room since."""
         return self._refused
+
+    def check(self) -> None:
+        """Raise TierBroken where the last append was refused."""
+        if self._refused:
+            raise TierBroken("the journal's spool can't take more")
 
     def append(self, frame: bytes) -> None:
         data = _HEAD.pack(len(frame), zlib.crc32(frame)) + frame
@@ -106,9 +112,14 @@ class FileSpool:
         """Take over the segments of processes that died; answers how many frames they held."""
         before = self.backlog_frames
         ours = {segment.path for segment in self._segments}
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}"), reverse=True):
+        adopted: list[_Segment] = []
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            # Descriptors must be left for sockets, and the bound holds for what is adopted too: the rest is taken later.
+            if len(self._segments) + len(adopted) >= _MOST_SEGMENTS or self.backlog_bytes >= self._max_bytes:
+                break
             if path not in ours and (segment := self._take(path)) is not None:
-                self._segments.appendleft(segment)
+                adopted.append(segment)
+        self._segments.extendleft(reversed(adopted))
         return self.backlog_frames - before
 
     def close(self) -> None:
@@ -124,7 +135,7 @@ class FileSpool:
     def _take(self, path: Path) -> _Segment | None:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:  # gone meanwhile; or too many files are open, and it waits for the next look
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,12 +172,16 @@ class FileSpool:
         """A new segment, locked before it has the name under which others would adopt it."""
         self._serial += 1
         path = self._directory / f"{time.time_ns():020d}-{os.getpid()}-{self._serial}{_SUFFIX}"
-        hidden = path.with_suffix(".new")
+        hidden, fd = path.with_suffix(".new"), -1
         try:
             fd = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             hidden.rename(path)
         except OSError:
+            if fd >= 0:
+                os.close(fd)
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
             raise TierBroken("the journal's spool can't be written") from None
         return _Segment(path, fd)
 

@@ -94,6 +94,7 @@ class Fetched:
     ended_at: float | None = None
     upstream_status: int | None = None
     stale: bool = False
+    replaced_stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def judge(entry: Entry | None, now: float, *, ttl: float | None, wants: Freshnes
     # An upstream's or another instance's clock may be ahead.
     age = max(0.0, now - entry.created_at)
     remaining = None if ttl is None else ttl - age
-    if not_before is not None and entry.created_at < not_before:
+    # From the future: its writer's clock is ahead, so it can't be told whether it is newer than the request for a refresh.
+    if not_before is not None and not not_before <= entry.created_at <= now:
         return Stale(age, remaining, "refresh")
     young = wants.max_age is None or age <= wants.max_age
     if remaining is None or remaining > 0:

@@ -51,8 +51,10 @@ class Batcher(Generic[T, R]):
         self._scheduled = False
         while self._waiting and self._free:
             batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            self._free -= 1
-            self._background.spawn(self._name, self._run(batch))
+            batch = [call for call in batch if not call[1].done()]  # whose caller has given up
+            if batch:
+                self._free -= 1
+                self._background.spawn(self._name, self._run(batch))
 
     async def _run(self, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         settled: list[tuple[tuple[T, asyncio.Future[R]], R | BaseException]]

@@ -7,7 +7,7 @@ it recalls what the tiers hold by then, or calls the upstream and keeps the answ
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from broker_edge.core.exchange import Fetched, Freshness, Variables
 from broker_edge.core.freshness import Fresh, Stale, StaleUsable, Verdict
@@ -24,8 +24,8 @@ class FetchRequest:
     """What a caller asks for; `env` may hold secrets."""
 
     source: DataSource
-    params: Variables
-    env: Variables
+    params: Variables = field(repr=False)
+    env: Variables = field(repr=False)
     wants: Freshness
 
 
@@ -45,7 +45,7 @@ class Broker:
         if request.wants.mode == "refresh":
             return await self._refresh(refill, deadline, trail)
 
-        verdict = await self._look_up(refill, trail)
+        verdict = await self._look_up(refill, deadline, trail)
         if isinstance(verdict, Fresh):
             return Fetched(verdict.entry, plan.key, "CACHE")
         if isinstance(verdict, StaleUsable):
@@ -58,18 +58,24 @@ class Broker:
 
         trail.why = _why(verdict)
         fetched = await self._flights.join(plan.key, plan.env, deadline, trail, refill)
+        if fetched.replaced_stale and trail.why == "uri-miss":
+            trail.why = "stale"
         if fetched.origin == "CACHE" and not isinstance(refill.judge(fetched.entry), Fresh):
             # The flight recalled what was good enough for its leader, who accepts older answers than this request does.
             strict = Refill(self._kitchen, plan, replace(request.wants, mode="refresh"))
             return await self._refresh(strict, deadline, trail)
         return fetched
 
-    async def _look_up(self, refill: Refill, trail: Trail) -> Verdict:
+    async def _look_up(self, refill: Refill, deadline: float, trail: Trail) -> Verdict:
         """The hot tier's word; the durable tier is asked here only for what a flight would not look for."""
-        verdict = refill.judge(await refill.hot(trail))
         beyond_a_flight = refill.wants.mode == "cache_only" or refill.wants.max_stale > 0
-        if beyond_a_flight and not isinstance(verdict, Fresh | StaleUsable):
-            return refill.judge(await refill.durable(trail))
+        try:
+            async with asyncio.timeout_at(deadline):
+                verdict = refill.judge(await refill.hot(trail))
+                if beyond_a_flight and not isinstance(verdict, Fresh | StaleUsable):
+                    return refill.judge(await refill.durable(trail))
+        except TimeoutError:
+            raise _timed_out() from None
         return verdict
 
     async def _refresh(self, refill: Refill, deadline: float, trail: Trail) -> Fetched:
@@ -86,7 +92,11 @@ class Broker:
             async with asyncio.timeout_at(deadline):
                 return await refill.fetch(trail, lambda: deadline - asyncio.get_running_loop().time())
         except TimeoutError:
-            raise UpstreamError("TIMEOUT", "the data source did not answer within source.timeout") from None
+            raise _timed_out() from None
+
+
+def _timed_out() -> UpstreamError:
+    return UpstreamError("TIMEOUT", "the data source did not answer within source.timeout")
 
 
 def _why(verdict: Verdict) -> str:

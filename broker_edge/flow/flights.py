@@ -27,9 +27,9 @@ from broker_edge.ports import Bell, Fleet, Lead
 _STORED = b"stored"
 # Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
 _NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL"})
-_NOT_OUR_STATUS = frozenset({401, 403, 407})
-# The way to the upstream failed, whoever's secrets went along: no caller's own attempt would fare better.
-_ANYBODYS = frozenset({"CONNECT_ERROR", "DNS_ERROR", "TLS_ERROR", "TIMEOUT", "OVERLOADED", "CIRCUIT_OPEN", "STORAGE_UNAVAILABLE"})
+# Whoever's secrets went along: no caller's own attempt would fare better. Not so for errors of connecting: a secret may be
+# the host, and an attempt that reaches nobody costs nothing.
+_ANYBODYS = frozenset({"TIMEOUT", "OVERLOADED", "CIRCUIT_OPEN", "STORAGE_UNAVAILABLE"})
 _ANYBODYS_STATUS = frozenset({502, 503, 504})
 
 
@@ -49,18 +49,28 @@ class _Flight:
         self.identity = identity
         self.trail = trail
         self.deadline = deadline
+        self.begun = asyncio.get_running_loop().time()
         self.limit: asyncio.Timeout | None = None
         self.task: asyncio.Task[Fetched | EdgeError]
 
     def admit(self, deadline: float) -> bool:
-        """Take somebody on board who waits until `deadline`; a flight that is giving up takes nobody."""
-        if self.limit is not None and self.limit.expired():
+        """Take somebody on board who waits until `deadline`; a flight that is giving up takes nobody.
+
+        It goes on for as long as its most patient passenger's time-out, counted from its own begin: latecomers with the same
+        patience must not keep a call alive for ever that will never be answered.
+        """
+        if self.expired:
             return False
-        if deadline > self.deadline:
-            self.deadline = deadline
+        patience = deadline - asyncio.get_running_loop().time()
+        if self.begun + patience > self.deadline:
+            self.deadline = self.begun + patience
             if self.limit is not None:
-                self.limit.reschedule(deadline)
+                self.limit.reschedule(self.deadline)
         return True
+
+    @property
+    def expired(self) -> bool:
+        return self.limit is not None and self.limit.expired()
 
     def remaining(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
@@ -78,6 +88,7 @@ class Flights:
         wait: float,
         new_token: Callable[[], str],
         on_end: Callable[[FlightTrail], None],
+        on_failure: Callable[[str, BaseException, str | None], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._fleet = fleet
@@ -86,6 +97,7 @@ class Flights:
         self._wait = wait
         self._new_token = new_token
         self._on_end = on_end
+        self._on_failure = on_failure
         self._now = now
         self._breaker = Breaker()
         self._running: dict[str, _Flight] = {}
@@ -94,17 +106,22 @@ class Flights:
         """The result of the flight of `key`, started if none is under way; raises its EdgeError, or TIMEOUT at `deadline`.
 
         `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, another one goes, until
-        one went with ours.
+        one went with ours. And where one gave up that began before us, we still have time for another.
         """
         while True:
             flight, led = self._board(key, identity, deadline, trail, work)
             outcome = await self._result(flight, led, deadline, trail)
-            if not isinstance(outcome, EdgeError) or _is_anybodys(outcome) or flight.identity == identity:
+            if not isinstance(outcome, EdgeError) or not self._again(flight, led, identity, deadline, outcome):
                 break
         trail.collapsed = not led
         if isinstance(outcome, EdgeError):
             raise outcome.with_traceback(None)
         return outcome
+
+    def _again(self, flight: _Flight, led: bool, identity: Mapping[str, Any], deadline: float, error: EdgeError) -> bool:
+        if led or deadline <= asyncio.get_running_loop().time():
+            return False
+        return flight.expired or not (_is_anybodys(error) or flight.identity == identity)
 
     def start(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> None:
         """Refill behind a reply: a flight that nobody waits for, unless it is under way already."""
@@ -146,7 +163,7 @@ class Flights:
             outcome = error
         except Exception as error:  # noqa: BLE001 whatever it was, waiters get an answer and the log gets its name
             outcome = EdgeError("INTERNAL", "the edge failed while it fetched")
-            outcome.__cause__ = error
+            self._on_failure("flight", error, f"{flight.trail.context.trace_id:032x}")
         finally:
             if self._running.get(flight.key) is flight:
                 del self._running[flight.key]
@@ -193,8 +210,9 @@ class Flights:
             return None
         if message == _STORED:
             return await work.reread(flight.trail)
-        error = _error_of(message)
-        if error.code in _NOT_OURS or error.upstream_status in _NOT_OUR_STATUS:
+        error, bare = _error_of(message)
+        without_secrets = bare and not flight.identity
+        if error.code in _NOT_OURS or not (without_secrets or _is_anybodys(error)):
             return None
         raise error
 
@@ -208,7 +226,7 @@ class Flights:
             async with self._renewing(key, token):
                 fetched = await work.recall(found, flight.trail) or await work.fetch(flight.trail, flight.remaining)
         except BaseException as error:
-            message = _message_of(error if isinstance(error, EdgeError) else _timed_out())
+            message = _message_of(error if isinstance(error, EdgeError) else _timed_out(), bare=not flight.identity)
             # Before the failure is known here: a request that comes after it must not hear this bell and take it for its own.
             await asyncio.shield(self._background.spawn("settle", self._settle(key, token, message)))
             raise
@@ -239,7 +257,8 @@ class Flights:
     async def _renew_forever(self, key: str, token: str) -> None:
         while True:
             with contextlib.suppress(TierBroken):
-                await self._fleet.renew(key, token, self._lease)
+                if not await self._fleet.renew(key, token, self._lease):
+                    await self._fleet.bid(key, token, self._lease)  # flushed away: nobody else may lead while this call runs
             await asyncio.sleep(self._lease / 3)
 
 
@@ -251,14 +270,15 @@ def _is_anybodys(error: EdgeError) -> bool:
     return error.code in _ANYBODYS or error.upstream_status in _ANYBODYS_STATUS
 
 
-def _message_of(error: EdgeError) -> bytes:
-    return msgspec.json.encode([error.code, error.message, error.retryable, error.retry_after, error.upstream_status])
+def _message_of(error: EdgeError, *, bare: bool) -> bytes:
+    """`bare`: the leader's caller had sent no secrets."""
+    return msgspec.json.encode([error.code, error.message, error.retryable, error.retry_after, error.upstream_status, bare])
 
 
-def _error_of(message: bytes) -> EdgeError:
+def _error_of(message: bytes) -> tuple[EdgeError, bool]:
     try:
-        code, text, retryable, retry_after, status = msgspec.json.decode(message)
+        code, text, retryable, retry_after, status, bare = msgspec.json.decode(message)
         kind = UpstreamError if CODES[code].source == "upstream" else EdgeError
-        return kind(code, text, retryable=retryable, retry_after=retry_after, upstream_status=status)
+        return kind(code, text, retryable=retryable, retry_after=retry_after, upstream_status=status), bare
     except (msgspec.DecodeError, ValueError, KeyError, TypeError):
-        return EdgeError("INTERNAL", "the fleet's leader failed")
+        return EdgeError("INTERNAL", "the fleet's leader failed"), False

@@ -11,15 +11,24 @@ from broker_edge.core.breaker import Breaker
 from broker_edge.errors import TierBroken
 
 T = TypeVar("T")
+_HANGING = 0.25  # seconds: no healthy tier takes as long
 
 
 async def guarded(breaker: Breaker, call: Callable[[], Awaitable[T]], within: float | None = None) -> T:
-    """The answer of `call`; raises TierBroken: its own, at once while the breaker is open, or after `within` seconds."""
-    if not breaker.allows(time.monotonic()):
+    """The answer of `call`; raises TierBroken: its own, at once while the breaker is open, or after `within` seconds.
+
+    A caller whose deadline strikes while it waits counts as a failure too: else a tier that hangs costs each its deadline.
+    """
+    began = time.monotonic()
+    if not breaker.allows(began):
         raise TierBroken("it is left alone for a while")
     try:
         async with asyncio.timeout(within) as limit:
             answer = await call()
+    except asyncio.CancelledError:
+        if time.monotonic() - began > _HANGING:
+            breaker.record(ok=False, now=time.monotonic())
+        raise
     except (TierBroken, TimeoutError) as error:
         if isinstance(error, TimeoutError) and not limit.expired():
             raise

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness
-from broker_edge.core.freshness import Fresh, Verdict, judge
+from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, judge
 from broker_edge.core.plan import Plan
 from broker_edge.core.render import render
 from broker_edge.core.trail import FlightTrail, Record
@@ -18,7 +18,7 @@ from broker_edge.flow.upstream import Upstream
 
 
 class Kitchen:
-    """What refills are made with."""
+    """What refills are made with; `check_spool` raises TierBroken while an answer could not be written down: why pay for it?"""
 
     def __init__(
         self,
@@ -27,12 +27,14 @@ class Kitchen:
         background: Background,
         *,
         new_object_id: Callable[[], UUID],
+        check_spool: Callable[[], None],
         now: Callable[[], float] = time.time,
     ) -> None:
         self.tiers = tiers
         self.upstream = upstream
         self.background = background
         self.new_object_id = new_object_id
+        self.check_spool = check_spool
         self.now = now
 
 
@@ -43,6 +45,7 @@ class Refill:
         self._kitchen = kitchen
         self.plan = plan
         self.wants = wants
+        self._met_stale = False
         self._not_before = kitchen.now() if wants.mode == "refresh" else None
 
     def judge(self, found: Entry | Nothing) -> Verdict:
@@ -68,6 +71,7 @@ class Refill:
     async def fetch(self, trail: Record, remaining: Callable[[], float]) -> Fetched:
         """Call the upstream, shape its answer, keep it: the only place where money is spent."""
         kitchen, source = self._kitchen, self.plan.source
+        kitchen.check_spool()
         started_at = kitchen.now()
         reply = await kitchen.upstream.send(render(self.plan), source.retry, remaining, trail)
         ended_at = kitchen.now()
@@ -80,14 +84,16 @@ class Refill:
             reply.headers.get("content-type"),
             source.request.response_type,
             reply.status,
-            reusable=source.caching.reusable,
+            reusable=admit(reply.status, reusable=source.caching.reusable) is Admission.STORE,
         )
         entry = Entry(item.object_id, item.created_at, await shaped(item))
         # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
         await asyncio.shield(kitchen.background.spawn("store", kitchen.tiers.store(item, entry, source.caching.ttl, trail)))
-        return Fetched(entry, self.plan.key, "REQUEST", started_at, ended_at, reply.status)
+        # An entry leaves the hot tier when its ttl ends, so that only the durable tier knew of one that is stale by now.
+        return Fetched(entry, self.plan.key, "REQUEST", started_at, ended_at, reply.status, replaced_stale=self._met_stale)
 
     def _accepted(self, found: Entry | Nothing) -> Fetched | None:
         if isinstance(found, Entry) and isinstance(self.judge(found), Fresh):
             return Fetched(found, self.plan.key, "CACHE")
+        self._met_stale = self._met_stale or isinstance(found, Entry)
         return None

@@ -55,6 +55,7 @@ class Tiers:
         self._now = now
         self.hot_breaker = Breaker()
         self.durable_breaker = Breaker()
+        self.commit_breaker = Breaker()  # a database may answer look-ups and hang on commits
         self._hot_gets: Batcher[str, Entry | None] = Batcher("hot-get", hot.get_many, background, lanes=4)
         self._durable_gets: Batcher[str, DataObject | None] = Batcher("durable-get", self._look_up, background, lanes=2, most=100)
         self._commits: Batcher[DataObject, None] = Batcher("commit", self._commit, background, most=64)
@@ -83,29 +84,36 @@ class Tiers:
             found = Nothing.ABSENT  # kept by a version that read the format differently: fetch it anew
         record.note("lookup", started_at, self._now(), "durable", _result(found))
         if isinstance(found, Entry):
-            await self._put_hot(key, found, ttl, record)
+            await self._put_hot(key, found, ttl, record, only_if_absent=True)
         return found
 
     async def store(self, item: DataObject, entry: Entry, ttl: float | None, record: Record) -> None:
         """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
         started_at, result = self._now(), "ok"
         try:
-            await guarded(self.durable_breaker, lambda: self._commits.call(item), self._durable_timeout)
+            await guarded(self.commit_breaker, lambda: self._commits.call(item), self._durable_timeout)
         except TierBroken:
             # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
             result = "spooled"
             self._journal.keep(item)
-        record.note("store", started_at, self._now(), "durable", result)
-        if item.reusable:
-            await self._put_hot(item.key, entry, ttl, record)
+        finally:
+            record.note("store", started_at, self._now(), "durable", result)
+            if item.reusable:  # even where nothing durable takes it: the next caller must not pay again
+                await self._put_hot(item.key, entry, ttl, record)
 
-    async def _put_hot(self, key: str, entry: Entry, ttl: float | None, record: Record) -> None:
+    async def _put_hot(self, key: str, entry: Entry, ttl: float | None, record: Record, *, only_if_absent: bool = False) -> None:
+        """`only_if_absent`: for what was read from the durable tier, while somebody may have put something newer."""
         lifetime = hot_lifetime(entry.created_at, ttl, self._now(), self._random())
-        if isinstance(lifetime, Expired) or len(entry.value) > self._hot_max_value:
+        held = len(entry.value) <= self._hot_max_value
+        if only_if_absent and (not held or isinstance(lifetime, Expired)):
             return
         started_at, result = self._now(), "ok"
         try:
-            await guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime))
+            if held and not isinstance(lifetime, Expired):
+                await guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime, only_if_absent=only_if_absent))
+            else:  # what it replaces must not outlive it there
+                result = "dropped"
+                await guarded(self.hot_breaker, lambda: self._hot.delete(key))
         except TierBroken:
             result = "broken"
         record.note("store", started_at, self._now(), "hot", result)
@@ -118,7 +126,10 @@ class Tiers:
 
     async def _commit(self, items: Sequence[DataObject]) -> Sequence[BaseException | None]:
         try:
-            await self._durable.store(items)
+            async with asyncio.timeout(self._durable_timeout):
+                await self._durable.store(items)
+        except TimeoutError:
+            raise TierBroken("the database does not answer") from None
         except Refused:
             if len(items) == 1:
                 return [EdgeError("INTERNAL", "the database refuses this object")]

@@ -118,7 +118,7 @@ class Upstream:
             try:
                 return await self._exchange(request, target, within)
             except UpstreamError as error:
-                if error.sent or error.code != "CONNECT_ERROR" or target is targets[-1]:
+                if error.sent or error.code not in ("CONNECT_ERROR", "TIMEOUT") or target is targets[-1]:
                     raise
         return await self._exchange(request, targets[:_MOST_ADDRESSES][-1], within)
 

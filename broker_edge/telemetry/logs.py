@@ -9,6 +9,7 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -47,6 +48,9 @@ def configure(level: str) -> structlog.typing.FilteringBoundLogger:
     logging.getLogger("uvicorn.access").disabled = True
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger
+
+
+_PACKAGE = f"{Path(__file__).parents[1]}/"
 
 
 class _Lines(logging.Formatter):
@@ -102,6 +106,6 @@ class Log:
 def _place(error: BaseException) -> str | None:
     cause = error.__cause__ or error
     for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-        if "broker_edge" in frame.filename:
-            return f"broker_edge{frame.filename.rpartition('broker_edge')[2]}:{frame.lineno}"
+        if frame.filename.startswith(_PACKAGE):
+            return f"broker_edge/{frame.filename.removeprefix(_PACKAGE)}:{frame.lineno}"
     return None

@@ -141,5 +141,7 @@ def _bury(directory: Path) -> None:
     for pid in {path.stem.rpartition("_")[2] for path in directory.glob("gauge_live*.db")}:
         try:
             os.kill(int(pid), 0)
+        except PermissionError:  # somebody else's process has the number now
+            continue
         except ProcessLookupError:
             mark_process_dead(int(pid), str(directory))  # type: ignore[no-untyped-call]

@@ -70,7 +70,7 @@ class BrokenHot:
     async def get_many(self, keys: Sequence[str]) -> Sequence[Entry | BaseException | None]:
         raise self._broken()
 
-    async def put(self, key: str, entry: Entry, lifetime: float | None) -> None:
+    async def put(self, key: str, entry: Entry, lifetime: float | None, *, only_if_absent: bool = False) -> None:
         raise self._broken()
 
     async def delete(self, key: str) -> None:

@@ -139,9 +139,9 @@ async def test_a_port_that_is_taken_ends_in_1(tmp_path: Path, bureau: Bureau) ->
 async def test_an_edge_that_cannot_be_built_ends_in_1_with_one_line_for_each_process(
     tmp_path: Path, redis_server: Valkey, postgres_server: Postgres, workers: int
 ) -> None:
-    """The parent finds nothing wrong; a worker finds what no segment of the journal is."""
-    (tmp_path / "spool" / "0.segment").mkdir(parents=True)
-    async with process(tmp_path, **servers_of(redis_server, postgres_server)) as edge:
+    """The parent finds nothing wrong; a worker finds that its exporter of spans can't be made."""
+    tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}
+    async with process(tmp_path, **servers_of(redis_server, postgres_server), **tracing) as edge:
         done = await asyncio.to_thread(_serve, edge, "--workers", str(workers))
     assert done.returncode == 1
     assert 1 <= len(done.stderr.splitlines()) <= workers, done.stderr
