@@ -22,6 +22,7 @@ from tests.upstreams import (
     Http2Server,
     Peer,
     RawServer,
+    Received,
     answering,
     ca_pem,
     identity_pem,
@@ -479,6 +480,112 @@ async def _ticks() -> None:
     """Long enough for an engine's own thread to hear of the end; the test only gets stricter without it."""
     for _ in range(200):
         await asyncio.to_thread(lambda: None)
+
+
+# Bytes after the answer
+
+
+POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON"
+LENGTH = f"Content-Length: {len(POISON)}\r\n\r\n".encode()
+
+
+def echoed(got: Received) -> bytes:
+    body = got.line.encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def echoed_in_chunks(got: Received) -> bytes:
+    body = got.line.encode()
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
+@pytest.mark.parametrize("answer", [echoed, echoed_in_chunks])
+@pytest.mark.parametrize("extra", [POISON, POISON[:12], b"\r\n", b"x"])
+async def test_bytes_that_come_with_an_answer_reach_no_other_caller(
+    transport: Transport, answer: Callable[[Received], bytes], extra: bytes
+) -> None:
+    async with RawServer(answering(lambda got: answer(got) + extra)) as server:
+        for number in range(8):
+            assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
+        assert server.connections == 8
+
+
+@pytest.mark.parametrize("extra", [POISON, b"\r\n", b"x"])
+async def test_bytes_that_come_while_a_connection_is_idle_reach_no_other_caller(transport: Transport, extra: bytes) -> None:
+    peers: list[Peer] = []
+
+    async def handle(peer: Peer) -> None:
+        peers.append(peer)
+        while True:
+            await peer.send(echoed(await peer.receive()))
+
+    async with RawServer(handle) as server:
+        for number in range(4):
+            assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
+            await peers[-1].send(extra)
+            await _ticks()
+        assert server.connections == 4
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_httpx_sees_bytes_that_its_loop_has_not_read_yet(tls: bool) -> None:
+    transport = HttpxTransport(5.0, ca_pem())
+    peers: list[Peer] = []
+
+    async def handle(peer: Peer) -> None:
+        peers.append(peer)
+        while True:
+            await peer.send(echoed(await peer.receive()))
+
+    async with RawServer(handle, tls=server_context() if tls else None) as server:
+        for number in range(4):
+            assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
+            await peers[-1].send(POISON)  # in the kernel once this returns, and the loop doesn't turn before the next request
+        assert server.connections == 4
+    await transport.aclose()
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304), ("DELETE", 204)])
+async def test_a_body_where_none_may_be_reaches_no_other_caller(transport: Transport, method: str, status: int) -> None:
+    def answer(got: Received) -> bytes:
+        return f"HTTP/1.1 {status} X\r\n".encode() + LENGTH + POISON if "/none" in got.line else echoed(got)
+
+    async with RawServer(answering(answer)) as server:
+        for number in range(4):
+            got = await fetch(transport, server, "/none", method=method)
+            assert (got.status, got.body) == (status, b"")
+            assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
+
+
+# Transfer codings
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "identity", "gzip", "chunked, gzip", "chunked, chunked", "", "chunked\xff"])
+async def test_a_transfer_coding_other_than_chunked_is_refused(transport: Transport, coding: str) -> None:
+    answer = f"HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n2\r\nok\r\n0\r\n\r\n".encode("latin-1")
+    await _refused_coding(transport, answer)
+
+
+async def test_a_transfer_coding_given_twice_is_refused(transport: Transport) -> None:
+    lines = b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"
+    await _refused_coding(transport, b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n2\r\nok\r\n0\r\n\r\n")
+
+
+async def _refused_coding(transport: Transport, answer: bytes) -> None:
+    async with RawServer(answering(lambda _: answer)) as server:
+        error = await failing(fetch(transport, server))
+        assert (error.code, error.sent) == ("CONNECT_ERROR", True)
+        assert error.message == "The upstream's answer has a transfer coding other than chunked"
+        await settled(lambda: server.open == 0)
+
+
+async def test_chunked_is_read_however_it_is_written(transport: Transport) -> None:
+    async with RawServer(
+        answering(lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: CHUNKED \r\n\r\n2\r\nok\r\n0\r\n\r\n")
+    ) as server:
+        for _ in range(2):
+            assert (await fetch(transport, server)).body == b"ok"
+        assert server.connections == 1
 
 
 # TLS

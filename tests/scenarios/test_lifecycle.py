@@ -141,7 +141,8 @@ async def test_an_edge_that_cannot_be_built_ends_in_1_with_one_line_for_each_pro
 ) -> None:
     """The parent finds nothing wrong; a worker finds that its exporter of spans can't be made."""
     tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_BSP_MAX_QUEUE_SIZE": "-1"}
-    async with process(tmp_path, **servers_of(redis_server, postgres_server), **tracing) as edge:
+    async with process(tmp_path, **servers_of(redis_server, postgres_server)) as edge:
+        edge.environment |= tracing
         done = await asyncio.to_thread(_serve, edge, "--workers", str(workers))
     assert done.returncode == 1
     assert 1 <= len(done.stderr.splitlines()) <= workers, done.stderr

@@ -1,0 +1,93 @@
+"""A call is paid for once: what a refresh, a promotion, a full spool, late joiners or a shutdown must not undo."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+
+import pytest
+
+from broker_edge.core.exchange import Entry
+from broker_edge.errors import TierBroken
+from tests.edges import Bureau, InProcess, in_process, json_reply, request, settings, spec
+
+
+async def test_a_refresh_too_large_for_the_hot_tier_replaces_the_old_answer_there(bureau: Bureau, tmp_path: Path) -> None:
+    sizes = iter([10, 5000])
+    bureau._answer = lambda _: json_reply("x" * next(sizes))
+    async with in_process(settings(tmp_path, bureau.port, hot_max_value_bytes=1024)) as edge:
+        source = spec(bureau.url)
+        await edge.post(request(source))
+        fresh = (await edge.post(request(source, mode="refresh"))).json()
+        after = (await edge.post(request(source))).json()
+    assert after["origin"] == "CACHE"
+    assert after["data_object_id"] == fresh["data_object_id"]
+
+
+async def test_what_is_read_from_the_durable_tier_never_replaces_what_is_hot(edge: InProcess, bureau: Bureau) -> None:
+    source = spec(bureau.url)
+    answer = (await edge.post(request(source))).json()
+    hot = edge.edge.hot
+    (entry,) = await hot.get_many([answer["key"]])
+    assert isinstance(entry, Entry)
+    older = Entry(entry.object_id, entry.created_at - 10, b'"older"')
+    await hot.put(answer["key"], older, 60, only_if_absent=True)
+    assert await hot.get_many([answer["key"]]) == [entry]
+    await hot.delete(answer["key"])
+    await hot.put(answer["key"], older, 60, only_if_absent=True)
+    assert await hot.get_many([answer["key"]]) == [older]
+
+
+async def test_while_answers_can_not_be_written_down_nothing_is_bought(edge: InProcess, bureau: Bureau) -> None:
+    source = spec(f"{bureau.url}/{{{{ id }}}}")
+    spool = edge.edge.spool
+    spool._max_bytes = spool.backlog_bytes
+    with pytest.raises(TierBroken):
+        spool.append(b"one too many")
+    answers = [await edge.post(request(source, {"id": str(number)})) for number in range(5)]
+    assert {answer.status for answer in answers} == {503}
+    assert {answer.json()["error"]["code"] for answer in answers} == {"STORAGE_UNAVAILABLE"}
+    assert all(answer.headers["retry-after"] for answer in answers)
+    assert bureau.calls == []
+
+
+async def test_an_entry_that_ran_out_is_forwarded_as_stale(edge: InProcess, bureau: Bureau) -> None:
+    source = spec(bureau.url)
+    key = (await edge.post(request(source))).json()["key"]
+    await edge.edge.hot.delete(key)
+    again = await edge.post(request({**source, "caching": {"enabled": True, "ttl": 0.000001}}))
+    assert again.headers["cache-status"] == "broker-edge; fwd=stale; fwd-status=200; stored"
+
+
+async def test_latecomers_with_the_same_patience_keep_no_hung_call_alive(edge: InProcess, bureau: Bureau) -> None:
+    source = spec(bureau.url, timeout=1)
+    bureau.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(edge.post(request(source)))
+        await bureau.arrived.wait()
+        for number in itertools.count():
+            late = group.create_task(edge.post(request(source)))
+            await asyncio.wait([first], timeout=0.3)
+            if first.done() or number == 10:
+                break
+        bureau.arrived.clear()
+        bureau.gate.set()
+    assert first.result().json()["error"]["code"] == "TIMEOUT"
+    # The one that came last has time left when the call is given up, and gets one of its own.
+    assert late.result().status == 200
+    assert len(bureau.calls) == 2
+
+
+async def test_a_request_that_the_shutdown_gives_up_is_answered_and_written_down(edge: InProcess, bureau: Bureau) -> None:
+    bureau.gate.clear()
+    body = request(spec(bureau.url))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(edge.post(body))
+        await bureau.arrived.wait()
+        running.cancel()
+        answer = await running
+        bureau.gate.set()
+    assert answer.status == 503
+    assert answer.json()["error"]["code"] == "OVERLOADED"
+    assert [(str(row.run_id), row.status_code) for row in await edge.rows()] == [(body["run_id"], 503)]
