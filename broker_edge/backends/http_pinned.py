@@ -21,12 +21,14 @@ from broker_edge.backends.http_pool import Http1Connection, Pool
 from broker_edge.backends.link import Link
 from broker_edge.backends.origins import Origins
 from broker_edge.backends.trust import tls_context
-from broker_edge.backends.wire import failure
+from broker_edge.backends.wire import Failure, failure
 from broker_edge.core.exchange import Target, TlsOptions
 from broker_edge.errors import UpstreamError
 
 _ATTEMPTS: Final = 5  # of what the peer certainly left unprocessed; each at another connection
 _MAX_CONTEXTS: Final = 256
+# h11's words for a head beyond its buffer, and for any Transfer-Encoding but one that says chunked.
+_BY_HINT: Final[dict[object, Failure]] = {431: "head", 501: "coding"}
 
 
 class Body(httpx.AsyncByteStream):
@@ -145,5 +147,5 @@ def _response(status: int, headers: HeaderPairs, version: bytes, body: Body) -> 
 def _translated(error: Exception, link: Link) -> UpstreamError:
     if isinstance(link.failed, ssl.SSLError):
         return failure("alert")
-    too_large = getattr(error.__cause__, "error_status_hint", None) == 431  # h11's word for a head beyond its buffer
-    return failure("head" if too_large else "broken")
+    hint = getattr(error.__cause__, "error_status_hint", None)
+    return failure(_BY_HINT.get(hint, "broken"))

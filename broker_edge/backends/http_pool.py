@@ -13,13 +13,27 @@ from broker_edge.backends.wire import IDLE_SECONDS, MAX_IDLE, failure
 from broker_edge.core.exchange import Target
 
 
+class _Engine(httpcore.AsyncHTTP11Connection):
+    """httpcore's connection, which begins its next exchange with whatever came behind the last answer."""
+
+    @property
+    def has_surplus(self) -> bool:
+        surplus, _ = self._h11_state.trailing_data
+        return bool(surplus)
+
+
 class Http1Connection:
     """httpcore's HTTP/1.1 connection with its link, for one exchange after the other."""
 
     def __init__(self, link: Link, url: httpcore.URL) -> None:
         self.link = link
-        self.engine = httpcore.AsyncHTTP11Connection(origin=url.origin, stream=link)
+        self.engine = _Engine(origin=url.origin, stream=link)
         self.idle_since = 0.0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the exchange is whole and nothing came behind it: the next caller would take that for its answer."""
+        return self.engine.is_idle() and not self.engine.has_surplus and not self.link.is_readable
 
 
 class Pool:
@@ -46,9 +60,8 @@ class Pool:
             raise failure("connect_timeout") from None
 
     def give_back(self, connection: Http1Connection) -> None:
-        """Keep a connection whose exchange is whole; end any other."""
-        reusable = connection.engine.is_idle() and not connection.link.get_extra_info("is_readable")
-        if not reusable or self._closed or len(self._idle) >= MAX_IDLE:
+        """Keep a connection that the next caller may use; end any other."""
+        if not connection.reusable or self._closed or len(self._idle) >= MAX_IDLE:
             connection.link.abort()
             return
         connection.idle_since = _now()
@@ -94,7 +107,7 @@ class Pool:
                 return shared
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since > too_old and not connection.engine.has_expired():
+            if connection.idle_since > too_old and connection.reusable:
                 return connection
             connection.link.abort()
         return None

@@ -201,6 +201,9 @@ def _reply_headers(raw: HeaderMap) -> dict[str, str]:
     headers: dict[str, str] = {}
     for name, value in pairs:
         headers[name] = add_value(headers.get(name), value)
+    # hyper hands out any other coding as it came, or reads it to the connection's end.
+    if "transfer-encoding" in raw and headers.get("transfer-encoding", "").lower() != "chunked":
+        raise failure("coding")
     return headers
 
 

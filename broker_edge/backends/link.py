@@ -7,6 +7,7 @@ It is an asyncio protocol rather than a pair of streams: it hears of the peer's 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -84,6 +85,11 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
         ssl_object = self._transport.get_extra_info("ssl_object")
         return ssl_object is not None and ssl_object.selected_alpn_protocol() == "h2"
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether the peer has ended, or sent what nobody has read; asks the kernel too, which may be ahead of the loop."""
+        return self.closed or bool(self._buffer) or _readable(self._transport.get_extra_info("socket"))
+
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -160,6 +166,12 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._transport.abort()
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # httpcore's question before it uses an idle connection again: end, or bytes nobody asked for
-            return self.closed or bool(self._buffer)
         return self._transport.get_extra_info(info)
+
+
+def _readable(sock: socket.socket | None) -> bool:
+    if sock is None or (number := sock.fileno()) < 0:  # closed, and its end not yet told
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))

@@ -25,7 +25,9 @@ _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-Failure = Literal["connect", "connect_timeout", "tls", "tls_material", "alert", "refused", "broken", "incomplete", "head", "late"]
+Failure = Literal[
+    "connect", "connect_timeout", "tls", "tls_material", "alert", "refused", "broken", "incomplete", "head", "coding", "late"
+]
 
 _FAILURES: Final[dict[Failure, tuple[str, str, bool]]] = {
     "connect": ("CONNECT_ERROR", "The connection to the upstream could not be opened", False),
@@ -38,6 +40,7 @@ _FAILURES: Final[dict[Failure, tuple[str, str, bool]]] = {
     "incomplete": ("UPSTREAM_INCOMPLETE", "The upstream's answer ended before it was whole", True),
     "late": ("TIMEOUT", "The upstream did not answer in time", True),
     "head": ("UPSTREAM_TOO_LARGE", f"The head of the upstream's answer is larger than {MAX_HEAD_BYTES} bytes", True),
+    "coding": ("CONNECT_ERROR", "The upstream's answer has a transfer coding other than chunked", True),
 }
 
 

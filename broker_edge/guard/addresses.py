@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from broker_edge.core.exchange import Target, TlsOptions
 from broker_edge.errors import TargetDenied
@@ -124,5 +124,6 @@ class AddressGuard:
     def _admits(self, host: str, address: Address, port: int) -> bool:
         if is_public(address) or self._allowed.holds_name(_canonical(host), port) or self._allowed.holds(address, port):
             return True
-        inner = embedded(address)
-        return inner is not None and self._allowed.holds(inner, port)
+        # ::ffff:a.b.c.d is the same host in another spelling. NAT64, 6to4 and the like lead to another one, through a gateway.
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return mapped is not None and self._allowed.holds(mapped, port)

@@ -500,7 +500,7 @@ def echoed_in_chunks(got: Received) -> bytes:
 
 
 @pytest.mark.parametrize("answer", [echoed, echoed_in_chunks])
-@pytest.mark.parametrize("extra", [POISON, POISON[:12], b"\r\n", b"x"])
+@pytest.mark.parametrize("extra", [POISON, POISON[:12], b"\r\n", b"x"], ids=["answer", "start", "newline", "byte"])
 async def test_bytes_that_come_with_an_answer_reach_no_other_caller(
     transport: Transport, answer: Callable[[Received], bytes], extra: bytes
 ) -> None:
@@ -510,7 +510,7 @@ async def test_bytes_that_come_with_an_answer_reach_no_other_caller(
         assert server.connections == 8
 
 
-@pytest.mark.parametrize("extra", [POISON, b"\r\n", b"x"])
+@pytest.mark.parametrize("extra", [POISON, b"\r\n", b"x"], ids=["answer", "newline", "byte"])
 async def test_bytes_that_come_while_a_connection_is_idle_reach_no_other_caller(transport: Transport, extra: bytes) -> None:
     peers: list[Peer] = []
 
@@ -572,11 +572,12 @@ async def test_a_transfer_coding_given_twice_is_refused(transport: Transport) ->
 
 
 async def _refused_coding(transport: Transport, answer: bytes) -> None:
-    async with RawServer(answering(lambda _: answer)) as server:
-        error = await failing(fetch(transport, server))
-        assert (error.code, error.sent) == ("CONNECT_ERROR", True)
-        assert error.message == "The upstream's answer has a transfer coding other than chunked"
-        await settled(lambda: server.open == 0)
+    async with RawServer(answering(lambda got: answer if "/coded" in got.line else echoed(got))) as server:
+        for number in range(2):
+            error = await failing(fetch(transport, server, "/coded"))
+            assert (error.code, error.sent) == ("CONNECT_ERROR", True)
+            assert error.message == "The upstream's answer has a transfer coding other than chunked"
+            assert (await fetch(transport, server, f"/{number}")).body == f"GET /{number} HTTP/1.1".encode()
 
 
 async def test_chunked_is_read_however_it_is_written(transport: Transport) -> None:

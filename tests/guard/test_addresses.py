@@ -188,6 +188,34 @@ async def test_the_operator_lets_private_targets_through(allowed: str, host: str
     assert result is admitted
 
 
+def carriers(inner: str) -> dict[str, IPv6Address]:
+    """Every IPv6 address that carries the IPv4 one, by the name of the way."""
+    number = int(IPv4Address(inner))
+    return {
+        "mapped": IPv6Address(0xFFFF << 32 | number),
+        "compatible": IPv6Address(number),
+        "nat64": IPv6Address(0x64FF9B << 96 | number),
+        "local nat64": IPv6Address(0x64FF9B0001 << 80 | number),
+        "6to4": IPv6Address(0x2002 << 112 | number << 80 | 1),
+        "teredo": IPv6Address(0x20010000 << 96 | (number ^ 0xFFFFFFFF)),
+    }
+
+
+@pytest.mark.parametrize("way", carriers("10.0.0.1"))
+@pytest.mark.parametrize("allowed", ["10.0.0.1", "10.0.0.1:80", "10.0.0.0/8", "0.0.0.0/0"])
+async def test_an_allowed_ipv4_address_lets_through_its_mapped_form_alone(allowed: str, way: str) -> None:
+    answer = carriers("10.0.0.1")[way]
+    assert embedded(answer) == IPv4Address("10.0.0.1")
+    assert await verdict(allowed, "any.test", 80, str(answer)) is (way == "mapped")
+
+
+@pytest.mark.parametrize("way", carriers("10.0.0.1"))
+async def test_a_mapped_form_keeps_the_port_and_a_carrier_may_be_allowed_by_itself(way: str) -> None:
+    answer = str(carriers("10.0.0.1")[way])
+    assert not await verdict("10.0.0.1:80", "any.test", 81, answer)
+    assert await verdict(answer, "any.test", 81, answer)
+
+
 async def test_an_allowed_address_lets_no_other_answer_of_its_name_through() -> None:
     assert not await verdict("10.0.0.1", "any.test", 80, "10.0.0.1", "10.0.0.2")
 
