@@ -38,7 +38,7 @@ def run_server(settings: Settings) -> bool:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http="broker_edge.protocol:EdgeProtocol",
         ws="none",
         lifespan="on",
         log_config=None,

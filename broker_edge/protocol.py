@@ -1,0 +1,226 @@
+"""HTTP/1.1 as the edge speaks it: uvicorn's connection over httptools, strict about framing, with bounded heads.
+
+Upgrades are ignored, as RFC 9110 section 7.8 allows. What is ambiguous, too large or too slow to be a request is refused with
+problem+json, behind the answers that are still due, and no later byte of its connection is read as a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, NoReturn
+
+import httptools
+import orjson
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from broker_edge.api.envelope import Headers, problem
+from broker_edge.errors import CallerError
+
+_BETWEEN, _HEAD, _BODY = range(3)
+_FRAMING = {b"host", b"content-length", b"transfer-encoding"}
+
+
+class _Refused(Exception):
+    """What can't be served: an HTTP status, and a detail for the caller."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One connection. The parser calls the `on_...` methods while it is fed; what they raise ends the feeding."""
+
+    head_bytes = 64 * 1024
+    head_fields = 100
+    head_seconds = 15.0  # from its first byte to its end
+    linger_seconds = 2.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._stage = _BETWEEN
+        self._segment = 0  # its bytes
+        self._unread = 0  # bytes since the last that made a head complete or a body longer: a parser may keep all of them
+        self._without_upgrade = b""
+        self._refusal: bytes | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        self._segment = len(data)
+        self._unread += self._segment
+        try:
+            self._feed(data)
+            if self._unread > self.head_bytes:
+                self._too_large()
+        except _Refused as refused:
+            self._refuse(refused)
+        except httptools.HttpParserError as error:  # around what a callback raised, where one did
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, _Refused) else _Refused(400, "the request is not valid HTTP/1.1"))
+        else:
+            if self._stage == _HEAD and self._timer is None:
+                self._unset_keepalive_if_required()  # here, and not for any byte: empty lines keep no connection alive
+                self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def _feed(self, data: bytes) -> None:
+        left: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(left)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                left = memoryview(left)[upgrade.args[0] :]
+            self._read_again()
+
+    def _read_again(self) -> None:
+        """The parser takes what follows an upgrade for another protocol; without the field it is this request's body."""
+        head, self._without_upgrade = self._without_upgrade, b""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        self._stage = _HEAD
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage == _BODY:  # a trailer: the application has its headers already
+            return
+        if len(self.headers) == self.head_fields:
+            self._too_large()
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._unset_keepalive_if_required()  # an earlier answer may have ended after this head began
+        if self._timer is not None:
+            self._stop_timer()
+        if max(self._segment, self._unread) > self.head_bytes:
+            self._measure_head()
+        self._unread = 0
+        self._check_framing()
+        if self.parser.should_upgrade():
+            self._without_upgrade = self._head_without_upgrade()
+            return
+        super().on_headers_complete()
+        self._stage = _BODY
+
+    def on_body(self, body: bytes) -> None:
+        self._unread = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unread = 0
+        self._stage = _BETWEEN
+        if not self._without_upgrade:
+            super().on_message_complete()
+
+    def _head_without_upgrade(self) -> bytes:
+        if self.parser.get_method() == b"CONNECT":
+            raise _Refused(400, "the edge is no tunnel")
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join([line, *fields, b"", b""])
+
+    def _measure_head(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.head_bytes:
+            self._too_large()
+
+    def _check_framing(self) -> None:
+        """RFC 9112 sections 3.2, 6.1 and 6.3: what two readers could take for two different messages is none."""
+        fields = [field for field in self.headers if field[0] in _FRAMING]
+        framing = dict(fields)
+        if len(framing) != len(fields):
+            raise _Refused(400, "the request has two of Host, Content-Length or Transfer-Encoding")
+        if b"host" not in framing and self.parser.get_http_version() != "1.0":
+            raise _Refused(400, "the request needs a Host")
+        coding = framing.get(b"transfer-encoding")
+        if coding is not None and (
+            coding.lower() != b"chunked" or b"content-length" in framing or self.parser.get_http_version() == "1.0"
+        ):
+            raise _Refused(400, "the length of the request's body is not clear")
+
+    def _too_large(self) -> NoReturn:
+        raise _Refused(431, f"the head is larger than {self.head_bytes} bytes or {self.head_fields} fields")
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.flow.read_paused:  # the rest may wait in the socket until earlier requests are answered
+            self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+        else:
+            self._refuse(_Refused(408, "the head of the request took too long"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # How a connection ends that can't go on
+
+    def _refuse(self, refused: _Refused) -> None:
+        self._stop_timer()
+        self._refusal = _answer(refused, self.server_state.default_headers)
+        if self._stage == _BODY:
+            self._give_up_body()
+        elif self.cycle is None or self.cycle.response_complete:
+            self._end(self._refusal)
+
+    def _give_up_body(self) -> None:
+        """The framing of a body broke whose request is with the application already, or waits for its turn."""
+        assert self._refusal is not None  # noqa: S101 the caller refuses
+        if self.pipeline:
+            self.pipeline.popleft()
+            return
+        self.cycle.disconnected = True
+        self.cycle.waiting_for_100_continue = False
+        self.cycle.message_event.set()
+        self._end(b"" if self.cycle.response_started else self._refusal)
+
+    def on_response_complete(self) -> None:
+        last = not self.pipeline
+        super().on_response_complete()
+        if self._refusal is not None and last:
+            self._end(self._refusal)
+
+    def _end(self, answer: bytes) -> None:
+        """Closing with bytes unread would reset the connection, and the answer with it (RFC 9112 section 9.6)."""
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.transport.write(answer)
+        with contextlib.suppress(OSError):  # the peer is gone
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(self.linger_seconds, self.transport.close)
+
+
+def _answer(refused: _Refused, headers: Headers) -> bytes:
+    own, body = problem(CallerError("INVALID_REQUEST", refused.detail))
+    body = orjson.dumps(orjson.loads(body) | {"status": refused.status})
+    fields = [*headers, *own, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    return b"".join([STATUS_LINE[refused.status], *(b"%s: %s\r\n" % field for field in fields), b"\r\n", body])
