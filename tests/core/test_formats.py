@@ -186,8 +186,10 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(response_type: str)
     assert _error(b"\xef\xbb\xbf" + body, response_type).message.endswith("byte offset 10")
 
 
+# No NUL: behind UTF-16's byte-order mark it makes the one of UTF-32.
 @given(
-    st.text(st.characters(codec="utf-8", exclude_characters="\ufeff")), st.sampled_from(["utf-8", "utf-16", "utf-32", "gb18030"])
+    st.text(st.characters(codec="utf-8", exclude_characters="\ufeff\x00")),
+    st.sampled_from(["utf-8", "utf-16", "utf-32", "gb18030"]),
 )
 def test_text_in_any_unicode_charset_comes_back(text: str, charset: str) -> None:
     assert _value(text.encode(charset), "PLAIN_TEXT", f"text/plain; charset={charset}") == text

@@ -219,7 +219,8 @@ async def test_an_attempt_has_a_time_out_of_its_own(edge: InProcess) -> None:
 
     async with RawServer(slow_at_first) as server:
         answer = await edge.post(retrying(f"http://127.0.0.1:{server.port}/", attempt_timeout=0.5))
-        assert (answer.status, len(server.received)) == (200, 2)
+        assert answer.status == 200
+        assert len(server.received) >= 2  # a busy machine may let a further attempt run out
 
 
 async def test_an_attempt_that_timed_out_is_no_reason_to_post_again(edge: InProcess) -> None:
