@@ -7,10 +7,10 @@ PORT ?= 6002
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check format chaos load bench lock clean
+.PHONY: help install run test test-all check format chaos load bench bench-quick bench-check lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Make .venv with everything in it
 
@@ -54,11 +54,18 @@ chaos: install ## Herds twenty times, kill -9 fifty times
 load: install ## Offer load with locust: hits, misses, mixed; prints a table
 	@for profile in hit miss mixed; do $(BIN)/python -m loadtests.load --profile $$profile $(ARGS) || exit 1; done
 
-bench: load ## Measure
+bench: install ## Measure beside nginx with Lua, Varnish and others; tables, JSON and a picture in loadtests/results
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-quick: install ## Hits and misses within two minutes
+	@$(BIN)/python -m loadtests.bench --quick $(ARGS)
+
+bench-check: install ## Has the hit path lost speed? ARGS=--accept takes the figure of this run as the new one
+	@$(BIN)/python -m loadtests.bench --check $(ARGS)
 
 lock: install ## Renew the locks from pyproject.toml
 	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
 	@$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate -c requirements.lock pyproject.toml -o requirements-runtime.lock
 
 clean: ## Remove what the targets made
-	@rm -rf $(VENV) .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-3.* .venv-predecessor .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ foreign exceptions into `EdgeError` before they leave the backend.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,8 @@ class RawReply(Protocol):
 
     Repeated headers are joined with ", "; one with a value outside ASCII is left out. `chunks` raises `UpstreamError`
     UPSTREAM_INCOMPLETE where the body ends before its framing says so (short Content-Length, cut chunked body, reset stream).
+    `whole` answers what `chunks` would give, at once and for less, where Content-Length promises `most` bytes or fewer; else None,
+    and the body is still to be taken. Of the two one is called, once.
     """
 
     @property
@@ -32,6 +34,8 @@ class RawReply(Protocol):
     def http_version(self) -> str: ...
 
     def chunks(self) -> AsyncIterator[bytes]: ...
+
+    async def whole(self, most: int) -> bytes | None: ...
 
 
 class Transport(Protocol):
@@ -56,6 +60,22 @@ class Resolver(Protocol):
     """Names to addresses, as IP literals without zone; raises `UpstreamError` DNS_ERROR (sent=False)."""
 
     async def resolve(self, host: str, port: int) -> Sequence[str]: ...
+
+
+class NearTier(Protocol):
+    """Entries of the hot tier in this process, for as long as somebody tells of what changes there; never fails, never waits.
+
+    `begin` before the hot tier is asked, `offer` with its answer and what `begin` said: an entry is not taken where its key may
+    have been forgotten in between. `forget` is for what has just been put or deleted here: the next `get` must not find it.
+    """
+
+    def get(self, key: str) -> Entry | None: ...
+
+    def begin(self, key: str) -> int: ...
+
+    def offer(self, key: str, entry: Entry, begun: int) -> None: ...
+
+    def forget(self, keys: Iterable[str]) -> None: ...
 
 
 class HotTier(Protocol):
@@ -136,12 +156,15 @@ class Fleet(Protocol):
 class Spool(Protocol):
     """Frames on local disk: what `append` returned from survives the death of the process. Order is kept.
 
-    `append` raises `TierBroken` where the disk refuses or the bound is reached; nothing is half-written then. `read` answers
+    `append` raises `TierBroken` where the disk refuses or the bound is reached; nothing is half-written then, and of the frames
+    of an `append_all` none is kept. `read` answers
     the oldest frames, `commit` forgets those of the last `read`. Frames of a process that died are read first, as if they
     were this one's.
     """
 
     def append(self, frame: bytes) -> None: ...
+
+    def append_all(self, frames: Sequence[bytes]) -> None: ...
 
     def read(self, most: int) -> Sequence[bytes]: ...
 

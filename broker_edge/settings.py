@@ -7,7 +7,8 @@ table is checked against this class.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -19,6 +20,7 @@ from broker_edge.guard.addresses import parse_allowed
 
 PREFIX = "DATA_BROKER_"
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 SERVER_SHARE = 0.8  # of the shutdown time-out is for running requests, the rest for flushing
 
 
@@ -48,17 +50,32 @@ class Settings(BaseSettings):
     db_timeout: float = Field(
         5.0, gt=0, le=300, description="Longest wait for one Postgres transaction; the tier then counts as broken"
     )
-    redis_url: SecretStr | None = Field(None, description="`redis://` or `rediss://`; unset: hot tier in memory")
+    redis_url: SecretStr | None = Field(
+        None,
+        description="`redis://`, `rediss://`, `unix://`, `redis+sentinel://host,host/service` or `redis+cluster://host,host`; "
+        "unset: hot tier in memory",
+    )
     redis_timeout: float = Field(
         1.0, gt=0, le=30, description="Longest wait for one Redis answer; the tier then counts as broken"
     )
     hot_max_value_bytes: int = Field(4 * 2**20, ge=1024, description="Larger values are kept in the durable tier only")
+    near_tier_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Bound of the near tier of each process, which Redis keeps right (not in a Cluster); 0 turns it off",
+    )
     memory_tier_bytes: int = Field(256 * 2**20, ge=2**20, description="Bound of the in-memory hot tier")
     allowed_private_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Comma-separated `host:port`, `host` or CIDR entries that the address guard lets through"
     )
     http_engine: Literal["pyreqwest", "httpx"] = Field("pyreqwest", description="Which HTTP client calls upstreams")
     connect_timeout: float = Field(5.0, gt=0, le=60, description="Longest wait for a connection to an upstream")
+    origin_max_in_flight: int = Field(
+        1024,
+        ge=1,
+        le=100_000,
+        description="Calls under way to one upstream address from a process; more wait, within their time-out",
+    )
     upstream_ca_file: Path | None = Field(None, description="PEM bundle trusted beside the public certificate authorities")
     max_request_bytes: int = Field(10 * 2**20, ge=1024, description="Largest request body (413 above it)")
     max_encoded_bytes: int = Field(10 * 2**20, ge=1024, description="Largest upstream body before decompression")
@@ -131,8 +148,11 @@ def _complaints(settings: Settings) -> Iterator[tuple[str, str]]:
             "DATABASE_URL", settings.database, {"postgresql+psycopg": "postgresql://", "sqlite+aiosqlite": "sqlite:///"}
         )
     if settings.redis_url is not None:
-        schemes = {scheme: f"{scheme}://" for scheme in ("redis", "rediss", "unix")}
-        yield from _about("REDIS_URL", settings.redis_url.get_secret_value(), schemes)
+        url = settings.redis_url.get_secret_value()
+        yield from _about("REDIS_URL", url, {scheme: f"{scheme}://" for scheme in _REDIS})
+        scheme, _, rest = url.partition("://")
+        if scheme.endswith("+sentinel") and not rest.partition("?")[0].partition("/")[2].strip("/"):
+            yield "REDIS_URL", "must name the service that the Sentinels watch, as in redis+sentinel://host:port/service"
     if settings.embedded and settings.database.partition("///")[2] in ("", ":memory:"):
         yield "DATABASE_URL", "must name a file, as in sqlite:///path"
     if settings.upstream_ca_file is not None and not os.access(settings.upstream_ca_file, os.R_OK):
@@ -151,9 +171,18 @@ def _about(name: str, url: str, schemes: Mapping[str, str]) -> Iterator[tuple[st
         yield name, f"must start with {' or '.join(schemes.values())}"
         return
     try:
-        _ = urlsplit(url).port
+        for node in _nodes(url):
+            _ = urlsplit(node).port
     except ValueError:
         yield name, "host or port can't be read; is the password percent-encoded?"
+
+
+def _nodes(url: str) -> Sequence[str]:
+    """The URL as one for each server that it names, where its scheme has several."""
+    scheme, _, rest = url.partition("://")
+    if "+" not in scheme or scheme not in _REDIS:
+        return [url]
+    return [f"//{node}" for node in re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")[2].split(",")]
 
 
 def _read(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import structlog
-from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge import __version__
@@ -23,10 +22,12 @@ from broker_edge.backends.http_httpx import HttpxTransport
 from broker_edge.backends.http_pyreqwest import PyreqwestTransport
 from broker_edge.backends.memory import LoneFleet, MemoryHot
 from broker_edge.backends.migrations import current, head
+from broker_edge.backends.near import NearCache
 from broker_edge.backends.redis_link import RedisFleet, RedisHot, connect
+from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
-from broker_edge.core.ids import uuid7
+from broker_edge.core.ids import uuid7, uuid7_bytes
 from broker_edge.core.trail import FlightTrail
 from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
@@ -45,7 +46,9 @@ from broker_edge.telemetry.otel import Tracing
 
 _ADOPTION = 5.0  # seconds between looks for the spool segments of workers that died
 _DEAF = 2.0  # seconds between tries to listen again while Redis is gone
+_ADDRESSES = 2.0  # seconds between looks at the addresses whose time is nearly over
 _PROBE = 5.0  # seconds between looks at the dependencies when nobody asks
+_SLOWEST_LOOK = 4.0  # in time-outs of Redis: dialling and asking, each at most twice
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -55,6 +58,10 @@ class NotMigrated(Exception):
 
 def new_id() -> uuid.UUID:
     return uuid7(time.time(), random.getrandbits(74))
+
+
+def new_row_id() -> bytes:
+    return uuid7_bytes(time.time(), random.getrandbits(74))
 
 
 @dataclass(slots=True)
@@ -77,6 +84,7 @@ class Edge:
     transport: Transport
     resolver: SystemResolver
     fleet: Fleet
+    tracking: RedisTracking | None
     sinks: Sequence[Sink]
 
     async def start(self) -> None:
@@ -85,10 +93,13 @@ class Edge:
         self.background.supervise("journal", self.journal.ship_forever)
         self.background.supervise("adoption", self._adopt)
         self.background.supervise("probes", self._probe)
+        self.background.supervise("addresses", self.resolver.refresh, _ADDRESSES)
         if self.spool.torn_bytes:
             self.log.event("a torn tail was cut from the spool", bytes=self.spool.torn_bytes)
         if isinstance(self.fleet, RedisFleet):
             self.background.supervise("bells", self.fleet.hear, _DEAF)
+        if self.tracking is not None:
+            self.background.supervise("near", self.tracking.follow, _DEAF)
         if metrics_directory() is not None:
             self.background.supervise("gauges", self._refresh)
 
@@ -102,6 +113,8 @@ class Edge:
         self.rejected.close()
         await self.transport.aclose()
         await self.resolver.aclose()
+        if self.tracking is not None:
+            await self.tracking.aclose()
         await self.hot.aclose()
         await self.durable.aclose()
         self.metrics.refresh()
@@ -137,18 +150,19 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     background = Background(log.failure)
     metrics = Metrics(__version__, metrics_directory())
     hot, fleet = _hot_and_fleet(settings)
+    tracking = _tracking(settings, log)
     engine = make_engine(settings.database, settings.db_pool_size)
     durable = SqlDurable(engine)
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
     sinks = (metrics, log, tracing)
     spool, rejected = _spool(settings, "spool"), _spool(settings, "rejected")
-    journal = Journal(spool, durable, rejected, new_id)
+    journal = Journal(spool, durable, rejected, new_row_id)
     transport, resolver = _transport(settings), SystemResolver()
     upstream = _upstream(settings, transport, resolver)
-    kitchen = Kitchen(
-        _tiers(settings, hot, durable, journal, background), upstream, background, new_object_id=new_id, check_spool=spool.check
-    )
+    near = tracking.near if tracking else None
+    tiers = _tiers(settings, near, hot, durable, journal, background)
+    kitchen = Kitchen(tiers, upstream, background, new_object_id=new_id, check_spool=spool.check)
     edge = Edge(
         settings=settings,
         broker=Broker(kitchen, _flights(settings, fleet, background, log, sinks)),
@@ -166,13 +180,16 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         transport=transport,
         resolver=resolver,
         fleet=fleet,
+        tracking=tracking,
         sinks=sinks,
     )
     _watch(edge, upstream)
     return edge
 
 
-def _tiers(settings: Settings, hot: HotTier, durable: SqlDurable, journal: Journal, background: Background) -> Tiers:
+def _tiers(
+    settings: Settings, near: NearCache | None, hot: HotTier, durable: SqlDurable, journal: Journal, background: Background
+) -> Tiers:
     return Tiers(
         hot,
         durable,
@@ -180,6 +197,8 @@ def _tiers(settings: Settings, hot: HotTier, durable: SqlDurable, journal: Journ
         background,
         hot_max_value=settings.hot_max_value_bytes,
         durable_timeout=settings.db_timeout,
+        near=near,
+        slowest_look=_SLOWEST_LOOK * settings.redis_timeout,
         random=random.random,
     )
 
@@ -217,8 +236,19 @@ def _hot_and_fleet(settings: Settings) -> tuple[HotTier, Fleet]:
     if settings.redis_url is None:
         memory = MemoryHot(settings.memory_tier_bytes)
         return memory, LoneFleet(memory)
-    redis: Redis = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
-    return RedisHot(redis), RedisFleet(redis)
+    link = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
+    return RedisHot(link), RedisFleet(link)
+
+
+def _tracking(settings: Settings, log: Log) -> RedisTracking | None:
+    """What keeps the near tier right; none in the embedded default, whose hot tier is near."""
+    if settings.redis_url is None or settings.near_tier_bytes == 0:
+        return None
+    url = settings.redis_url.get_secret_value()
+    if "+cluster" in url.partition("://")[0]:
+        log.event("no near tier", reason="every primary of a Redis Cluster would have to be listened to")
+        return None
+    return RedisTracking(connect(url, settings.redis_timeout), NearCache(settings.near_tier_bytes), settings.redis_timeout)
 
 
 def _spool(settings: Settings, name: str) -> FileSpool:
@@ -228,7 +258,7 @@ def _spool(settings: Settings, name: str) -> FileSpool:
 def _transport(settings: Settings) -> Transport:
     extra_ca = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
     engine = PyreqwestTransport if settings.http_engine == "pyreqwest" else HttpxTransport
-    return engine(connect_timeout=settings.connect_timeout, extra_ca=extra_ca)
+    return engine(connect_timeout=settings.connect_timeout, extra_ca=extra_ca, max_in_flight=settings.origin_max_in_flight)
 
 
 def _probes(systems: dict[str, str], hot: HotTier, durable: SqlDurable, spool: FileSpool, journal: Journal) -> dict[str, Probe]:
@@ -261,5 +291,8 @@ def _watch(edge: Edge, upstream: Upstream) -> None:
     metrics.watch("broker_edge_journal_rows_total", lambda: journal.appended, "appended")
     metrics.watch("broker_edge_journal_rows_total", lambda: journal.shipped, "shipped")
     metrics.watch("broker_edge_journal_rows_total", lambda: journal.rejected, "rejected")
+    if edge.tracking is not None:
+        near = edge.tracking.near
+        metrics.watch("broker_edge_near_tier_bytes", lambda: near.bytes_held)
     for name in edge.prober.up:
         metrics.watch("broker_edge_dependency_up", partial(edge.prober.is_up, name), name)

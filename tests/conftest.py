@@ -25,6 +25,20 @@ def redis_server() -> Iterator[servers.Valkey]:
 
 
 @pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[servers.Cluster]:
+    """Three primaries without replicas."""
+    with servers.valkey_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_watched() -> Iterator[servers.Watched]:
+    """A primary behind a Sentinel."""
+    with servers.watched() as watched:
+        yield watched
+
+
+@pytest.fixture(scope="session")
 def postgres_server() -> Iterator[servers.Postgres]:
     with servers.postgres() as server:
         yield server

@@ -20,9 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import redis
 
 _START = 30.0  # seconds; a loaded machine takes its time
 
@@ -45,6 +48,7 @@ class Valkey:
     port: int
     directory: Path
     process: subprocess.Popen[bytes] | None = None
+    extra: Sequence[str] = ()
 
     @property
     def url(self) -> str:
@@ -62,8 +66,11 @@ class Valkey:
             "no",
             "--dir",
             str(self.directory),
+            *self.extra,
         ]
-        line = [_valkey_binary(), *options]
+        self._run([_valkey_binary(), *options])
+
+    def _run(self, line: Sequence[str]) -> None:
         self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=_die_with_parent)
         _until_listening(self.port, self.process)
 
@@ -95,6 +102,112 @@ def valkey() -> Iterator[Valkey]:
 
 
 @dataclass
+class Sentinel(Valkey):
+    """Watches one primary under the name `edge`; it alone decides on a failover, which takes about a second."""
+
+    primary: int = 0
+
+    def start(self) -> None:
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self.directory}",
+            f"sentinel monitor edge 127.0.0.1 {self.primary} 1",
+            "sentinel down-after-milliseconds edge 300",
+            "sentinel failover-timeout edge 2000",
+        ]
+        configuration = self.directory / f"sentinel-{self.port}.conf"
+        configuration.write_text("\n".join(lines) + "\n")
+        self._run([_valkey_binary(), str(configuration), "--sentinel"])
+
+
+@dataclass
+class Watched:
+    """A primary, its replicas and a Sentinel, under the URL of the Sentinel and of one that isn't there."""
+
+    servers: Sequence[Valkey]
+    sentinel: Sentinel
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{self.sentinel.port}/edge/0"
+
+
+@contextlib.contextmanager
+def watched(replicas: int = 0) -> Iterator[Watched]:
+    with tempfile.TemporaryDirectory(prefix="broker-edge-sentinel-") as name, contextlib.ExitStack() as stack:
+        primary = Valkey(free_port(), Path(name), extra=("--repl-diskless-sync-delay", "0"))
+        following = ("--replicaof", f"127.0.0.1 {primary.port}")
+        servers = [primary, *(Valkey(free_port(), Path(name), extra=following) for _ in range(replicas))]
+        sentinel = Sentinel(free_port(), Path(name), primary=primary.port)
+        for server in (*servers, sentinel):
+            stack.callback(server.kill)
+            server.start()
+        _until(lambda: info(primary, "replication")["connected_slaves"] == replicas)
+        _until(lambda: all(info(server, "replication")["master_link_status"] == "up" for server in servers[1:]))
+        _until(lambda: info(sentinel, "sentinel")["master0"]["slaves"] == replicas)
+        yield Watched(servers, sentinel)
+
+
+@dataclass
+class Cluster:
+    servers: Sequence[Valkey]
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
+
+
+@contextlib.contextmanager
+def valkey_cluster(size: int = 3) -> Iterator[Cluster]:
+    """Primaries that share the slots evenly, without replicas."""
+    with tempfile.TemporaryDirectory(prefix="broker-edge-cluster-") as name, contextlib.ExitStack() as stack:
+        servers = [_cluster_node(Path(name)) for _ in range(size)]
+        for server in servers:
+            stack.callback(server.kill)
+            server.start()
+        _introduce(servers)
+        _until(lambda: all(b"cluster_state:ok" in ask(server, "CLUSTER", "INFO") for server in servers))
+        _until(lambda: all(len(ask(server, "CLUSTER", "SLOTS")) == size for server in servers))
+        yield Cluster(servers)
+
+
+def _cluster_node(directory: Path) -> Valkey:
+    port = free_port()
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf", "--cluster-port", str(free_port()))
+    patience = ("--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no")
+    return Valkey(port, directory, extra=(*options, *patience))
+
+
+def _introduce(servers: Sequence[Valkey]) -> None:
+    share = 16_384 // len(servers) + 1
+    for number, server in enumerate(servers):
+        ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        ask(server, "CLUSTER", "ADDSLOTSRANGE", number * share, min((number + 1) * share, 16_384) - 1)
+        bus = server.extra[list(server.extra).index("--cluster-port") + 1]
+        for other in servers[:number]:
+            ask(other, "CLUSTER", "MEET", "127.0.0.1", server.port, bus)
+
+
+def ask(server: Valkey, *command: str | int) -> Any:
+    with redis.Redis(port=server.port) as client:
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def info(server: Valkey, section: str) -> Any:
+    with redis.Redis(port=server.port) as client:
+        return client.info(section)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _START
+    while not holds():
+        if time.monotonic() > deadline:
+            raise ServerMissing("the servers did not find each other")
+        time.sleep(0.01)
+
+
+@dataclass
 class Postgres:
     """One cluster; `create` answers the URL of a new, empty database."""
 
@@ -102,6 +215,7 @@ class Postgres:
     directory: Path
     binaries: Path
     process: subprocess.Popen[bytes] | None = None
+    fsync: str = "off"  # in tests only processes are killed, never the machine
     _names: Iterator[int] = field(default_factory=itertools.count)
 
     def start(self) -> None:
@@ -115,7 +229,7 @@ class Postgres:
             "-c",
             "listen_addresses=127.0.0.1",
         ]
-        options += ["-c", "fsync=off", "-c", "max_connections=200"]  # only processes are killed here, never the machine
+        options += ["-c", f"fsync={self.fsync}", "-c", "max_connections=200"]
         self.process = _as_nobody([str(self.binaries / "postgres"), *options], self.directory / "log")
         _until_listening(self.port, self.process)
         self._wait_ready()
@@ -148,10 +262,10 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
+def postgres(fsync: str = "off") -> Iterator[Postgres]:
     directory = Path(tempfile.mkdtemp(prefix="broker-edge-postgres-"))
     try:
-        server = Postgres(free_port(), directory, _postgres_binaries(directory))
+        server = Postgres(free_port(), directory, _postgres_binaries(directory), fsync=fsync)
         _own(directory)
         initdb = [
             str(server.binaries / "initdb"),

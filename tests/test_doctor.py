@@ -89,6 +89,20 @@ async def test_a_redis_that_does_not_answer_is_found(tmp_path: Path) -> None:
     assert not found["hot tier"].ok
 
 
+@pytest.mark.parametrize("form", ["redis_cluster", "redis_watched"])
+async def test_redis_in_its_other_forms_is_asked(request: pytest.FixtureRequest, tmp_path: Path, form: str) -> None:
+    found = await findings(load({}, data_dir=tmp_path, redis_url=request.getfixturevalue(form).url, redis_timeout=5))
+    assert found["hot tier"].message == "Redis answers"
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "redis+sentinel"])
+async def test_servers_that_are_all_gone_are_found_in_every_form(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}://u:{SECRET}@127.0.0.1:{servers.free_port()},127.0.0.1:{servers.free_port()}/edge"
+    found = await findings(load({}, data_dir=tmp_path, redis_url=url))
+    assert not found["hot tier"].ok
+    assert SECRET not in found["hot tier"].line()
+
+
 async def test_a_data_directory_that_is_a_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = await findings(load({}, data_dir=tmp_path / "file"))

@@ -78,9 +78,11 @@ BAD = [
     ("redis_timeout", "inf"),
     ("redis_timeout", "soon"),
     ("hot_max_value_bytes", "1k"),
+    ("near_tier_bytes", "-1"),
     ("memory_tier_bytes", "1"),
     ("http_engine", "requests"),
     ("connect_timeout", "0"),
+    ("origin_max_in_flight", "0"),
     ("max_request_bytes", "0"),
     ("max_encoded_bytes", "-1"),
     ("max_decoded_bytes", "1e3x"),
@@ -107,6 +109,12 @@ BAD = [
     ("redis_url", "h:6379"),
     ("redis_url", "redis://:s3cr3t-canary@h:port/0"),
     ("redis_url", "redis://:s3cr3t-canary@h:99999/0"),
+    ("redis_url", "redis+sentinel://:s3cr3t-canary@h:1,h:2"),
+    ("redis_url", "redis+sentinel://:s3cr3t-canary@h:1/?db=1"),
+    ("redis_url", "redis+sentinel://:s3cr3t-canary@h:1,h:two/service"),
+    ("redis_url", "redis+cluster://:s3cr3t-canary@h:1,h:99999"),
+    ("redis_url", "redis+cluster://h:1,u:s3cr3t-canary/2@h:2"),
+    ("redis_url", "redis+ring://s3cr3t-canary@h"),
 ]
 
 
@@ -122,6 +130,22 @@ def test_every_setting_refuses_something_but_those_that_take_any_text() -> None:
     assert set(Settings.model_fields) - {name for name, _ in BAD} == {
         *("host", "data_dir", "db_host", "db_name", "db_user", "db_password")
     }
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix:///run/redis.sock?db=1",
+        "redis+sentinel://h/service",
+        "rediss+sentinel://u:p@h:26379,[::1]:26380/service/2?sentinel_password=x",
+        "redis+cluster://h:7000,h:7001",
+        "rediss+cluster://:p%2C@[::1]:7000,h",
+    ],
+)
+def test_redis_may_have_many_forms(url: str) -> None:
+    settings = from_env(redis_url=url)
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
 
 
 def test_more_than_one_worker_needs_redis_and_says_so() -> None:

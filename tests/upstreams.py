@@ -80,6 +80,11 @@ class Peer:
     def __init__(self, server: RawServer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._server, self._reader, self._writer = server, reader, writer
 
+    @property
+    def resumed(self) -> bool:
+        """Whether the TLS handshake of this connection went on from an earlier one's session."""
+        return bool(self._writer.get_extra_info("ssl_object").session_reused)
+
     async def receive(self) -> Received:
         """The next request; raises asyncio.IncompleteReadError or OSError where the client has gone."""
         head = await self._reader.readuntil(b"\r\n\r\n")
@@ -95,6 +100,11 @@ class Peer:
     async def reply(self, body: bytes = b"", status: int = 200, headers: Sequence[tuple[str, str]] = ()) -> None:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         await self.send(f"HTTP/1.1 {status} X\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode("latin-1") + body)
+
+    async def end(self) -> None:
+        """End this side of the connection (no TLS), and return when the client has seen it and ended the other."""
+        self._writer.write_eof()
+        await self.until_gone()
 
     def reset(self) -> None:
         """End the connection with RST instead of FIN."""

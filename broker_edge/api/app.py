@@ -41,6 +41,7 @@ class Front:
             max_request_bytes=edge.settings.max_request_bytes,
             spec_entries=edge.settings.spec_cache_entries,
         )
+        self.begin = self._fetch.begin
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
@@ -49,17 +50,18 @@ class Front:
             await self.app(scope, receive, send)  # type: ignore[arg-type]
 
 
-def create_app(settings: Settings | None = None) -> Front:
-    """The application of one process; its lifespan starts and stops the edge."""
+def create_app(settings: Settings | None = None, started: Callable[[], object] = bool) -> Front:
+    """The application of one process; its lifespan starts and stops the edge, and calls `started` in between."""
     settings = settings or load()
     log = configure(settings.log_level)
-    return front(build(settings, log))
+    return front(build(settings, log), started)
 
 
-def front(edge: Edge) -> Front:
+def front(edge: Edge, started: Callable[[], object] = bool) -> Front:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await edge.start()
+        started()
         try:
             yield
         finally:

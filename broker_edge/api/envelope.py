@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import orjson
 
 from broker_edge.core.trail import Trail
 from broker_edge.errors import EdgeError
 
 Headers = list[tuple[bytes, bytes]]
+Parts = tuple[bytes | memoryview, ...]
 
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 _NULLS = dict.fromkeys(("data_object_id", "origin", "key", "value", "start_time", "end_time", "duration"))
+_id = msgspec.json.Encoder().encode  # a UUID as a JSON string, at a fifth of the cost of str()
 _CACHED_TAIL = b',"start_time":null,"end_time":null,"duration":null,"error":null}'
 
 
-def reply(trail: Trail, ttl: float | None) -> tuple[Headers, bytes]:
+def reply(trail: Trail, ttl: float | None) -> tuple[Headers, Parts]:
     """Headers and body of a delivered trail; `ttl` of the source in seconds, None where entries never expire."""
     fetched = trail.fetched
     assert fetched is not None  # noqa: S101 the caller delivered it
     entry = fetched.entry
-    head = b'{"data_object_id":"%s","origin":"%s","key":"%s","value":' % (
-        str(entry.object_id).encode(),
+    head = b'{"data_object_id":%s,"origin":"%s","key":"%s","value":' % (
+        _id(entry.object_id),
         fetched.origin.encode(),
         fetched.key.encode(),
     )
@@ -31,16 +34,15 @@ def reply(trail: Trail, ttl: float | None) -> tuple[Headers, bytes]:
         age = max(0.0, (trail.ended_at or 0) - entry.created_at)
         status = b"broker-edge; hit" if ttl is None else b"broker-edge; hit; ttl=%d" % math.floor(ttl - age)
         headers = [_JSON, (b"cache-status", status), (b"age", b"%d" % age)]
-        return headers, b"".join((head, entry.value, _CACHED_TAIL))
+        return headers, (head, entry.value, _CACHED_TAIL)
     started, ended = fetched.started_at or 0.0, fetched.ended_at or 0.0
     tail = b',"start_time":%s,"end_time":%s,"duration":%s,"error":null}' % (
         orjson.dumps(started),
         orjson.dumps(ended),
         orjson.dumps(round(ended - started, 6)),
     )
-    return [_JSON, (b"cache-status", _forwarded(trail, fetched.upstream_status, stored=trail.why != "bypass"))], b"".join(
-        (head, entry.value, tail)
-    )
+    status = _forwarded(trail, fetched.upstream_status, stored=trail.why != "bypass")
+    return [_JSON, (b"cache-status", status)], (head, entry.value, tail)
 
 
 def problem(error: EdgeError, trail: Trail | None = None) -> tuple[Headers, bytes]:

@@ -1,56 +1,33 @@
-"""POST /v1/fetch-data: an ASGI front before FastAPI, whose routing and models would cost more than the hit itself.
+"""POST /v1/fetch-data: before FastAPI, whose routing and models would cost more than the hit itself.
 
-Bytes are decoded and validated by msgspec in one pass; a spec is compiled once per distinct text. The order at the end matters:
-the trail closes, its row goes to the journal, and only then does the answer start.
+Two ways lead through here. As an ASGI application it serves any server. A server that calls `begin` with a whole body at hand
+(broker_edge/protocol.py) spares a hit the task, the scope and the messages. The order at the end is the same for both and
+matters: the trail closes, its row goes to the journal, and only then does the answer start.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache
-from typing import Annotated, Any, Literal, Protocol
-from uuid import UUID
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
-from broker_edge.api.envelope import Headers, problem, reply
-from broker_edge.core.exchange import Freshness
-from broker_edge.core.source import DataSource, parse_source
+from broker_edge.api.envelope import Headers, Parts, problem, reply
+from broker_edge.api.intake import Body, Intake
+from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
 from broker_edge.errors import CallerError, EdgeError, TierBroken
-from broker_edge.flow.broker import Broker, FetchRequest
+from broker_edge.flow.broker import Broker, Order
 from broker_edge.flow.journal import Journal
+from broker_edge.flow.tiers import Nothing
+
+__all__ = ["Body", "FetchEndpoint"]
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_MEMOISED = 16 * 1024  # bytes of a spec; larger ones are compiled each time, so that memory stays bounded
 _DRAINED = 64 * 2**20  # bytes of a refused body that are still read, so that its sender hears the answer
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$", re.DOTALL)
-_ENUM = re.compile(r"Invalid enum value .*", re.DOTALL)
-
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-
-
-class Body(msgspec.Struct):
-    """The request's members; unknown ones are ignored, null means absent."""
-
-    data_source_spec: msgspec.Raw
-    run_id: UUID
-    env_variables: dict[str, Any] | None = None
-    configured_params: dict[str, Any] | None = None
-    mode: Literal["live", "refresh", "cache_only"] | None = None
-    max_age: Seconds | None = None
-    max_stale: Seconds | None = None
-    credential_refs: dict[str, Any] | None = None
-
-
-class _OnlyRun(msgspec.Struct):
-    run_id: UUID | None = None
 
 
 class Gone(Exception):
@@ -69,8 +46,29 @@ class Begin(Protocol):
     def __call__(self, traceparent: bytes | None, tracestate: bytes | None) -> TraceContext: ...
 
 
+class Answer(NamedTuple):
+    status: int
+    headers: Headers
+    parts: Parts
+
+
+Respond = Callable[[Answer], None]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Asked:
+    """One request on its way to its answer."""
+
+    __slots__ = ("answer", "order", "trail")
+
+    def __init__(self, trail: Trail) -> None:
+        self.trail = trail
+        self.order: Order | None = None
+        self.answer: Answer | None = None
+
+
 class FetchEndpoint:
-    """The ASGI application of one route. `sinks` see every closed trail after its answer is on the way."""
+    """`sinks` see every closed trail after its answer is on the way."""
 
     def __init__(
         self,
@@ -93,33 +91,120 @@ class FetchEndpoint:
         self._on_failure = on_failure
         self._max_request_bytes = max_request_bytes
         self._now = now
-        self._decoder = msgspec.json.Decoder(Body)
-        self._compiled = lru_cache(spec_entries)(parse_source)
+        self._intake = Intake(spec_entries)
+        self._settled: list[tuple[Asked, Respond]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        trail = self._trail(scope)
+        trail = self._trail(scope["headers"])
         try:
-            request = self._request(await self._read(receive), trail)
-            trail.deliver(await self._broker.fetch(request, trail), self._now())
-            status, (headers, body) = 200, reply(trail, request.source.caching.ttl)
-        except EdgeError as error:
-            status, headers, body = self._failed(trail, error)
+            asked = self._ask(Asked(trail), await self._read(receive))
+        except CallerError as error:
+            asked = self._failed(Asked(trail), error)
+        except asyncio.CancelledError:
+            asked = self._given_up(Asked(trail))
         except Gone:
             return
-        except asyncio.CancelledError:  # the server gives up what runs when its shutdown time-out ends
-            _stay()
-            status, headers, body = self._failed(trail, EdgeError("OVERLOADED", "the edge is stopping"))
-        except Exception as error:  # noqa: BLE001 the caller gets an answer and the log gets the failure's name
-            self._on_failure("fetch", error, f"{trail.context.trace_id:032x}")
-            status, headers, body = self._failed(trail, EdgeError("INTERNAL", "the edge failed"))
-        try:
-            self._journal.record(trail)
-        except TierBroken as error:  # an answer that can't be written down is not given
-            self._on_failure("journal", error, f"{trail.context.trace_id:032x}")
-            trail.withhold(error)
-            status, (headers, body) = error.kind.status, problem(error)
-        await _answer(send, status, headers, body)
+        if asked.answer is None:
+            await self._bring(asked)
+        await _send(send, self._recorded(asked))
         self._show(trail)
+
+    def begin(self, headers: Headers, body: bytes, respond: Respond, spawn: Spawn) -> None:
+        """Answer a request whose body is whole: `respond` is called once, at the earliest in the next loop tick.
+
+        `spawn` runs what can't be answered from a tier at once; a task that it cancels answers OVERLOADED.
+        """
+        asked = self._ask(Asked(self._trail(headers)), body)
+        if asked.answer is not None:
+            self._settle(asked, respond)
+            return
+        assert asked.order is not None  # noqa: S101 what was not answered was asked
+
+        def found(word: Entry | Nothing) -> None:
+            if self._serve(asked, word):
+                self._settle(asked, respond)
+            else:
+                spawn(self._bring_on(asked, respond, word))
+
+        if not self._broker.look(asked.order, asked.trail, found):
+            spawn(self._bring_on(asked, respond))
+
+    def _ask(self, asked: Asked, body: bytes) -> Asked:
+        """Read the request; answered already where it can't be served, or is at hand."""
+        trail = asked.trail
+        try:
+            self._check_size(len(body))
+            asked.order = self._broker.ask(self._intake.request(body, trail), trail)
+            fetched = self._broker.at_hand(asked.order, trail)
+            if fetched is not None:
+                self._deliver(asked, asked.order, fetched)
+        except EdgeError as error:
+            self._failed(asked, error)
+        except Exception as error:  # noqa: BLE001 the caller gets an answer and the log gets the failure's name
+            self._broke(asked, error)
+        return asked
+
+    def _serve(self, asked: Asked, word: Entry | Nothing) -> bool:
+        """Whether the hot tier's word, or a failure to read it, is the answer."""
+        assert asked.order is not None  # noqa: S101 it was asked
+        try:
+            fetched = self._broker.served(asked.order, word)
+            if fetched is not None:
+                self._deliver(asked, asked.order, fetched)
+        except Exception as error:  # noqa: BLE001 as above: nobody else answers this request
+            self._broke(asked, error)
+        return asked.answer is not None
+
+    async def _bring(self, asked: Asked, word: Entry | Nothing | None = None) -> None:
+        assert asked.order is not None  # noqa: S101 it was asked
+        try:
+            self._deliver(asked, asked.order, await self._broker.bring(asked.order, asked.trail, word))
+        except EdgeError as error:
+            self._failed(asked, error)
+        except asyncio.CancelledError:
+            self._given_up(asked)
+        except Exception as error:  # noqa: BLE001 as above
+            self._broke(asked, error)
+
+    async def _bring_on(self, asked: Asked, respond: Respond, word: Entry | Nothing | None = None) -> None:
+        await self._bring(asked, word)
+        respond(self._recorded(asked))
+        self._show(asked.trail)
+
+    def _settle(self, asked: Asked, respond: Respond) -> None:
+        """Answer with all that are settled in this loop tick: their rows share one write."""
+        self._settled.append((asked, respond))
+        if len(self._settled) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        settled, self._settled = self._settled, []
+        try:
+            self._journal.record_all([asked.trail for asked, _ in settled])
+        except TierBroken as error:
+            for asked, _ in settled:
+                self._withhold(asked, error)
+        for asked, respond in settled:
+            assert asked.answer is not None  # noqa: S101 it is settled
+            respond(asked.answer)
+        for asked, _ in settled:
+            self._show(asked.trail)
+
+    def _recorded(self, asked: Asked) -> Answer:
+        """The answer, once its row is written."""
+        try:
+            self._journal.record(asked.trail)
+        except TierBroken as error:
+            self._withhold(asked, error)
+        assert asked.answer is not None  # noqa: S101 it is settled
+        return asked.answer
+
+    def _withhold(self, asked: Asked, error: TierBroken) -> None:
+        """An answer that can't be written down is not given."""
+        self._on_failure("journal", error, f"{asked.trail.context.trace_id:032x}")
+        asked.trail.withhold(error)
+        headers, body = problem(error)
+        asked.answer = Answer(error.kind.status, headers, (body,))
 
     def _show(self, trail: Trail) -> None:
         for sink in self._sinks:
@@ -128,9 +213,9 @@ class FetchEndpoint:
             except Exception as error:  # noqa: BLE001 the answer is given: a sink that fails is no reason to take it back
                 self._on_failure("sink", error, None)
 
-    def _trail(self, scope: Scope) -> Trail:
+    def _trail(self, headers: Headers) -> Trail:
         traceparent = tracestate = None
-        for name, value in scope["headers"]:
+        for name, value in headers:
             if name == b"traceparent":
                 traceparent = value
             elif name == b"tracestate":  # a list, which may come in several lines (W3C Trace Context section 3.3.1.1)
@@ -142,11 +227,7 @@ class FetchEndpoint:
         if message["type"] == "http.disconnect":
             raise Gone
         body: bytes = message.get("body", b"")
-        if message.get("more_body", False):
-            body = await self._read_on(receive, body)
-        if len(body) > self._max_request_bytes:
-            raise self._too_large()
-        return body
+        return await self._read_on(receive, body) if message.get("more_body", False) else body
 
     async def _read_on(self, receive: Receive, first: bytes) -> bytes:
         chunks, size, more = [first], len(first), True
@@ -159,71 +240,41 @@ class FetchEndpoint:
             if size <= self._max_request_bytes:
                 chunks.append(message.get("body", b""))
             elif size > self._max_request_bytes + _DRAINED:
-                raise self._too_large()
-        if size > self._max_request_bytes:
-            raise self._too_large()
+                break
+        self._check_size(size)
         return b"".join(chunks)
 
-    def _too_large(self) -> CallerError:
-        return CallerError("PAYLOAD_TOO_LARGE", f"the request is larger than {self._max_request_bytes} bytes")
+    def _check_size(self, size: int) -> None:
+        if size > self._max_request_bytes:
+            raise CallerError("PAYLOAD_TOO_LARGE", f"the request is larger than {self._max_request_bytes} bytes")
 
-    def _request(self, data: bytes, trail: Trail) -> FetchRequest:
-        body = self._decoded(data, trail)
-        trail.run_id = body.run_id
-        if body.credential_refs:
-            raise CallerError("INVALID_REQUEST", "credential_refs is not supported by this version")
-        source = self._source(bytes(body.data_source_spec))
-        trail.source_id = source.data_source_id
-        trail.mode = body.mode or "live"
-        wants = Freshness(trail.mode, body.max_age, body.max_stale or 0.0)
-        return FetchRequest(source, body.configured_params or {}, body.env_variables or {}, wants)
+    def _deliver(self, asked: Asked, order: Order, fetched: Fetched) -> None:
+        asked.trail.deliver(fetched, self._now())
+        asked.answer = Answer(200, *reply(asked.trail, order.refill.plan.source.caching.ttl))
 
-    def _decoded(self, data: bytes, trail: Trail) -> Body:
-        try:
-            return self._decoder.decode(data)
-        except msgspec.ValidationError as error:
-            trail.run_id = _run_id(data)
-            raise CallerError("INVALID_REQUEST", _named(str(error))) from None
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            raise CallerError("INVALID_REQUEST", "the request is not JSON in UTF-8") from None
-        except RecursionError:
-            raise CallerError("INVALID_REQUEST", "the request is nested too deeply") from None
+    def _broke(self, asked: Asked, error: Exception) -> None:
+        self._on_failure("fetch", error, f"{asked.trail.context.trace_id:032x}")
+        self._failed(asked, EdgeError("INTERNAL", "the edge failed"))
 
-    def _source(self, spec: bytes) -> DataSource:
-        return self._compiled(spec) if len(spec) <= _MEMOISED else parse_source(spec)
+    def _given_up(self, asked: Asked) -> Asked:
+        """The server gives up what runs when its shutdown time-out ends: the caller hears it all the same."""
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        return self._failed(asked, EdgeError("OVERLOADED", "the edge is stopping"))
 
-    def _failed(self, trail: Trail, error: EdgeError) -> tuple[int, Headers, bytes]:
-        if trail.ended_at is None:
-            trail.fail(error, self._now())
+    def _failed(self, asked: Asked, error: EdgeError) -> Asked:
+        if asked.trail.ended_at is None:
+            asked.trail.fail(error, self._now())
         else:
-            trail.withhold(error)
-        headers, body = problem(error, trail)
-        return error.kind.status, headers, body
+            asked.trail.withhold(error)
+        headers, body = problem(error, asked.trail)
+        asked.answer = Answer(error.kind.status, headers, (body,))
+        return asked
 
 
-def _named(message: str) -> str:
-    """msgspec's message, led by the member as the caller wrote it and without the caller's value."""
-    match = _AT.match(message)
-    what = _ENUM.sub("not one of the allowed values", match["what"] if match else message)
-    where = match["where"] if match else None
-    return f"{where}: {what}" if where else what
-
-
-def _stay() -> None:
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
-
-
-def _run_id(data: bytes) -> UUID | None:
-    """The run of a request that is refused for another member: its audit row should name it all the same."""
-    try:
-        return msgspec.json.decode(data, type=_OnlyRun).run_id
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-async def _answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    headers.append((b"content-length", b"%d" % len(body)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _send(send: Send, answer: Answer) -> None:
+    body = b"".join(answer.parts)
+    headers = [*answer.headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

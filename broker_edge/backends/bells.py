@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from types import TracebackType
 
 
 class LocalBell:
-    """`ports.Bell`; a message that came before `ring` is kept for it, each one is heard once."""
+    """`ports.Bell`, hung while its context lasts; a message that came before `ring` is kept for it, each one is heard once."""
 
-    def __init__(self) -> None:
-        self._message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    __slots__ = ("_hung", "_key", "_message", "_waiter")
+
+    def __init__(self, hung: dict[str, set[LocalBell]], key: str) -> None:
+        self._hung = hung
+        self._key = key
+        self._message: bytes | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> LocalBell:
+        self._hung.setdefault(self._key, set()).add(self)
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        bells = self._hung[self._key]
+        bells.discard(self)
+        if not bells:
+            del self._hung[self._key]
 
     def strike(self, message: bytes) -> None:
-        if not self._message.done():
-            self._message.set_result(message)
+        if self._message is None:
+            self._message = message
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def ring(self, timeout: float) -> bytes | None:
-        done, _ = await asyncio.wait([self._message], timeout=timeout)
-        if not done:
-            return None
-        message = self._message.result()
-        self._message = asyncio.get_running_loop().create_future()
+        if self._message is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._waiter], timeout=timeout)
+        message, self._message, self._waiter = self._message, None, None
         return message
 
 
@@ -30,16 +47,8 @@ class Bells:
     def __init__(self) -> None:
         self._hung: dict[str, set[LocalBell]] = {}
 
-    @contextlib.asynccontextmanager
-    async def listen(self, key: str) -> AsyncIterator[LocalBell]:
-        bell = LocalBell()
-        self._hung.setdefault(key, set()).add(bell)
-        try:
-            yield bell
-        finally:
-            self._hung[key].discard(bell)
-            if not self._hung[key]:
-                del self._hung[key]
+    def listen(self, key: str) -> LocalBell:
+        return LocalBell(self._hung, key)
 
     def strike(self, key: str, message: bytes) -> None:
         for bell in self._hung.get(key, ()):

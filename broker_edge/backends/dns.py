@@ -1,21 +1,29 @@
 """Names to addresses by the system's resolver: bounded in time, kept for seconds, one lookup for all who ask at once.
 
-The guard classifies what comes out of here on every fetch, so keeping an answer never keeps a verdict.
+An answer is asked for again behind the callers' backs before its life ends, so that of a name in use only the first request
+waits. The guard classifies whatever comes out of here, so keeping an answer never keeps a verdict.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
+from typing import Final, cast
 
 from aiocache import SimpleMemoryCache
 
 from broker_edge.errors import UpstreamError
 
 Lookup = Callable[[str], tuple[str, ...]]
+
+# Of an answer's life. The rest is for the lookup, and for more of them should it fail.
+_REFRESH_AT: Final = 2 / 3
 
 _FAILED = "The upstream's name could not be resolved"
 _TOO_LATE = "The upstream's name was not resolved in time"
@@ -42,9 +50,30 @@ class BoundedMemoryCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache h
             await self._delete(next(iter(self._cache)))
         return await super()._set(key, value, ttl=ttl, **rest)
 
+    def peek(self, key: str) -> object:
+        """`get` without what aiocache adds to it (serialiser, plugins, time-out): a hundredth of its cost."""
+        return self._cache.get(key)
+
+    def values(self) -> list[object]:
+        return list(self._cache.values())
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """What a name resolved to by one `lookup`; good until `ends_at`. `used`: whether anybody has asked since."""
+
+    name: str
+    addresses: tuple[str, ...]
+    ends_at: float
+    lookup: object
+    used: bool = False
+
 
 class SystemResolver:
-    """A `Resolver`. Threads of its own, so that a slow name server can't starve the loop's default executor."""
+    """A `Resolver`. Threads of its own, so that a slow name server can't starve the loop's default executor.
+
+    `keep` and `keep_failure` are seconds: getaddrinfo tells no TTL. `refresh` has to be called every few seconds.
+    """
 
     def __init__(
         self,
@@ -55,22 +84,49 @@ class SystemResolver:
         keep_failure: float = 1.0,
         limit: int = 10_000,
         threads: int = 16,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lookup = lookup
         self._timeout = timeout
         self._keep, self._keep_failure = keep, keep_failure
         self._kept = BoundedMemoryCache(limit)
         self._pending: dict[str, asyncio.Future[tuple[str, ...]]] = {}
+        self._now = now
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="broker-edge-dns")
 
     async def resolve(self, host: str, port: int) -> tuple[str, ...]:
         name = host.lower()
-        answers = _literal(name) or await self._kept.get(name)
-        if answers is None:
-            answers = await self._ask(name)
-        if not answers:
+        kept = self._live(name)
+        if kept is not None:
+            kept.used = True
+            addresses = kept.addresses
+        else:
+            addresses = _literal(name) or await self._ask(name)
+        if not addresses:
             raise UpstreamError("DNS_ERROR", _FAILED, sent=False)
-        return tuple(answers)
+        return addresses
+
+    async def refresh(self) -> None:
+        """Look up anew the names in use whose answers have lived for two thirds of their time.
+
+        One that fails changes nothing: what was known before stays until its own end, and is tried again at the next call.
+        """
+        soon = self._now() + (1 - _REFRESH_AT) * self._keep
+        due = [kept.name for kept in self._answers() if kept.used and kept.addresses and kept.ends_at <= soon]
+        await asyncio.gather(*map(self._renew, due))
+
+    async def _renew(self, name: str) -> None:
+        try:
+            await self._ask(name)
+        except UpstreamError:
+            return
+
+    def _live(self, name: str) -> _Answer | None:
+        kept = cast("_Answer | None", self._kept.peek(name))
+        return kept if kept is not None and self._now() < kept.ends_at else None
+
+    def _answers(self) -> list[_Answer]:
+        return cast("list[_Answer]", self._kept.values())
 
     async def _ask(self, name: str) -> tuple[str, ...]:
         """Join the lookup of `name` under way or start it.
@@ -84,12 +140,19 @@ class SystemResolver:
             pending.add_done_callback(lambda done: self._settle(name, done))
         try:
             async with asyncio.timeout(self._timeout):
-                answers = await asyncio.shield(pending)
+                addresses = await asyncio.shield(pending)
         except TimeoutError:
             raise UpstreamError("DNS_ERROR", _TOO_LATE, sent=False) from None
-        if not await self._kept.exists(name):
-            await self._kept.set(name, answers, ttl=self._keep if answers else self._keep_failure)
-        return answers
+        await self._learn(name, addresses, pending)
+        return addresses
+
+    async def _learn(self, name: str, addresses: tuple[str, ...], lookup: object) -> None:
+        """Of all who awaited one lookup the first keeps its answer; no failure takes the place of an answer that still lives."""
+        kept = self._live(name)
+        if kept is not None and (kept.lookup is lookup or not addresses):
+            return
+        life = self._keep if addresses else self._keep_failure
+        await self._kept.set(name, _Answer(name, addresses, self._now() + life, lookup), ttl=life)
 
     def _settle(self, name: str, done: asyncio.Future[tuple[str, ...]]) -> None:
         del self._pending[name]
@@ -102,6 +165,7 @@ class SystemResolver:
         await self._kept.clear()
 
 
+@lru_cache(1024)
 def _literal(host: str) -> tuple[str, ...] | None:
     try:
         return (str(ip_address(host)),)

@@ -7,14 +7,24 @@ nothing more: httpx rewrites paths as it likes, makes credentials of what stands
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import lru_cache
+from types import TracebackType
 from typing import Final
 
 import httpx
 
 from broker_edge.backends.http_pinned import PinnedTransport
-from broker_edge.backends.wire import LONGEST, MAX_ORIGINS, authority, failure, reply_headers, request_headers, request_target
+from broker_edge.backends.wire import (
+    LONGEST,
+    MAX_IN_FLIGHT,
+    MAX_ORIGINS,
+    authority,
+    bounded,
+    failure,
+    reply_headers,
+    request_headers,
+    request_target,
+)
 from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import CallerError
 
@@ -32,6 +42,11 @@ class HttpxReply:
 
     def chunks(self) -> AsyncIterator[bytes]:
         return self._response.aiter_raw()
+
+    async def whole(self, most: int) -> bytes | None:
+        if not bounded(self.headers, most):
+            return None
+        return b"".join([chunk async for chunk in self.chunks()])
 
 
 class _NoCookies(httpx.Cookies):
@@ -55,24 +70,49 @@ class _Client(httpx.AsyncClient):
         raise AttributeError("this client keeps no cookies")
 
 
-class HttpxTransport:
-    """One client for all origins; `extra_ca` (PEM) is trusted for all of them, `connect_timeout` in seconds covers TLS too."""
+class _Opened:
+    """One exchange as a context."""
 
-    def __init__(self, connect_timeout: float, extra_ca: bytes | None = None, *, max_origins: int = MAX_ORIGINS) -> None:
-        pinned = PinnedTransport(connect_timeout, extra_ca, max_origins)
-        self._client = _Client(transport=pinned, trust_env=False, follow_redirects=False, timeout=httpx.Timeout(None))
+    __slots__ = ("_client", "_request", "_response", "_target")
 
-    @asynccontextmanager
-    async def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> AsyncIterator[HttpxReply]:
-        """`within`, seconds until the caller's deadline, is the other engine's need: here cancelling ends the request at once."""
-        message = _message(request, target)
+    def __init__(self, client: _Client, request: Outbound, target: Target) -> None:
+        self._client, self._request, self._target = client, request, target
+
+    async def __aenter__(self) -> HttpxReply:
+        message = _message(self._request, self._target)
         if self._client.is_closed:
             raise failure("connect")
-        response = await self._client.send(message, stream=True)
+        response = self._response = await self._client.send(message, stream=True)
         try:
-            yield HttpxReply(response)
-        finally:
+            return HttpxReply(response)
+        except BaseException:
             await response.aclose()
+            raise
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._response.aclose()
+
+
+class HttpxTransport:
+    """One client for all origins, `max_in_flight` exchanges at once with each.
+
+    `extra_ca` (PEM) is trusted for all of them, `connect_timeout` in seconds covers TLS too.
+    """
+
+    def __init__(
+        self,
+        connect_timeout: float,
+        extra_ca: bytes | None = None,
+        *,
+        max_origins: int = MAX_ORIGINS,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        pinned = PinnedTransport(connect_timeout, extra_ca, max_origins, max_in_flight)
+        self._client = _Client(transport=pinned, trust_env=False, follow_redirects=False, timeout=httpx.Timeout(None))
+
+    def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> _Opened:
+        """`within`, seconds until the caller's deadline, is the other engine's need: here cancelling ends the request at once."""
+        return _Opened(self._client, request, target)
 
     async def aclose(self) -> None:
         await self._client.aclose()

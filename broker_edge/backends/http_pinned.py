@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import httpcore
@@ -19,11 +18,13 @@ from broker_edge.backends.http2 import Http2Connection
 from broker_edge.backends.http2_stream import Broken, HeaderPairs, Unprocessed
 from broker_edge.backends.http_pool import Http1Connection, Pool
 from broker_edge.backends.link import Link
-from broker_edge.backends.origins import Origins
-from broker_edge.backends.trust import tls_context
-from broker_edge.backends.wire import Failure, failure
+from broker_edge.backends.origins import Origin, Origins
+from broker_edge.backends.trust import ResumingContext, tls_context
+from broker_edge.backends.wire import MAX_IN_FLIGHT, Failure, failure, idle_limit
 from broker_edge.core.exchange import Target, TlsOptions
 from broker_edge.errors import UpstreamError
+
+End = Callable[[], Awaitable[None]]
 
 _ATTEMPTS: Final = 5  # of what the peer certainly left unprocessed; each at another connection
 _MAX_CONTEXTS: Final = 256
@@ -32,10 +33,11 @@ _BY_HINT: Final[dict[object, Failure]] = {431: "head", 501: "coding"}
 
 
 class Body(httpx.AsyncByteStream):
-    """The body of an answer as it arrives; `aclose` gives back what it holds: stream or connection, and the pool."""
+    """The body of an answer as it arrives; `aclose` gives back what it holds: stream, connection, place."""
 
-    def __init__(self, chunks: AsyncIterable[bytes], held: AsyncExitStack) -> None:
-        self._chunks, self._held = chunks, held
+    def __init__(self, chunks: AsyncIterable[bytes], end: End, origin: Origin[Pool]) -> None:
+        self._chunks, self._end, self._origin = chunks, end, origin
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
@@ -45,7 +47,13 @@ class Body(httpx.AsyncByteStream):
             raise failure("incomplete") from None
 
     async def aclose(self) -> None:
-        await self._held.aclose()
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._end()
+        finally:
+            self._origin.leave()
 
 
 class PinnedResponse(httpx.Response):
@@ -59,11 +67,13 @@ class PinnedResponse(httpx.Response):
 class PinnedTransport(httpx.AsyncBaseTransport):
     """One pool per origin; `extra_ca` (PEM) is trusted for all of them, `connect_timeout` in seconds covers TLS too."""
 
-    def __init__(self, connect_timeout: float, extra_ca: bytes | None, max_origins: int) -> None:
+    def __init__(
+        self, connect_timeout: float, extra_ca: bytes | None, max_origins: int, max_in_flight: int = MAX_IN_FLIGHT
+    ) -> None:
         self._connect_timeout = connect_timeout
         self._extra_ca = extra_ca
-        self._contexts: OrderedDict[TlsOptions, ssl.SSLContext] = OrderedDict()
-        self._pools: Origins[Pool] = Origins(self._pool, Pool.aclose, max_origins)
+        self._contexts: OrderedDict[TlsOptions, ResumingContext] = OrderedDict()
+        self._pools: Origins[Pool] = Origins(self._pool, Pool.aclose, max_origins, max_in_flight)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The head of the answer; the body flows until the response is closed.
@@ -71,18 +81,12 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         `request.extensions` hold `target`, the `Target` to dial, and `request_target`, path and query as bytes: the URL names
         the origin alone. Raises `UpstreamError` as `ports.Transport` says, and no exception of httpx's.
         """
-        async with AsyncExitStack() as held:
-            pool = await held.enter_async_context(self._pools.lease(request.extensions["target"]))
-            for _ in range(_ATTEMPTS):
-                connection = await pool.acquire()
-                if isinstance(connection, Http1Connection):
-                    held.callback(pool.give_back, connection)
-                    return await _over_http1(connection, pool.url, request, held)
-                try:
-                    return await _over_http2(connection, request, held)
-                except Unprocessed:
-                    continue
-            raise failure("refused")
+        origin = await self._pools.take(request.extensions["target"])
+        try:
+            return await _sent(origin, request)
+        except BaseException:
+            origin.leave()
+            raise
 
     async def aclose(self) -> None:
         await self._pools.aclose()
@@ -91,7 +95,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         context = self._context(target.tls) if target.scheme == "https" else None
         return Pool(target, context, self._connect_timeout)
 
-    def _context(self, options: TlsOptions) -> ssl.SSLContext:
+    def _context(self, options: TlsOptions) -> ResumingContext:
         context = self._contexts.get(options)
         if context is None:
             context = self._contexts[options] = tls_context(options, self._extra_ca)
@@ -101,31 +105,60 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         return context
 
 
-async def _over_http1(
-    connection: Http1Connection, origin: httpcore.URL, request: httpx.Request, held: AsyncExitStack
-) -> PinnedResponse:
-    url = httpcore.URL(scheme=origin.scheme, host=origin.host, port=origin.port, target=request.extensions["request_target"])
+async def _sent(origin: Origin[Pool], request: httpx.Request) -> httpx.Response:
+    """At another connection each time the peer certainly left the request unprocessed; nothing else is sent again."""
+    for _ in range(_ATTEMPTS):
+        connection = await origin.value.acquire()
+        if isinstance(connection, Http1Connection):
+            return await _over_http1(connection, origin, request)
+        try:
+            return await _over_http2(connection, origin, request)
+        except Unprocessed:
+            continue
+    raise failure("refused")
+
+
+async def _over_http1(connection: Http1Connection, origin: Origin[Pool], request: httpx.Request) -> PinnedResponse:
+    pool = origin.value
+    url = httpcore.URL(
+        scheme=pool.url.scheme, host=pool.url.host, port=pool.url.port, target=request.extensions["request_target"]
+    )
     message = httpcore.Request(request.method, url, headers=request.headers.raw, content=request.read())
     try:
         answer = await connection.engine.handle_async_request(message)
-    except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-        raise _translated(error, connection.link) from None
-    held.push_async_callback(answer.aclose)
-    return _response(
-        answer.status, answer.headers, answer.extensions["http_version"], Body(answer.aiter_stream(), held.pop_all())
-    )
+    except BaseException as error:
+        pool.give_back(connection)
+        if isinstance(error, (httpcore.NetworkError, httpcore.ProtocolError, OSError)):
+            raise _translated(error, connection.link) from None
+        raise
+
+    for name, value in answer.headers:
+        if name.lower() == b"keep-alive":
+            connection.idle_seconds = idle_limit(value.decode("latin-1"))
+
+    async def end() -> None:
+        try:
+            await answer.aclose()
+        finally:
+            pool.give_back(connection)
+
+    body = Body(answer.aiter_stream(), end, origin)
+    return _response(answer.status, answer.headers, answer.extensions["http_version"], body)
 
 
-async def _over_http2(connection: Http2Connection, request: httpx.Request, held: AsyncExitStack) -> PinnedResponse:
+async def _over_http2(connection: Http2Connection, origin: Origin[Pool], request: httpx.Request) -> PinnedResponse:
     try:
         stream = await connection.send(_http2_head(request), request.read())
     except Broken as error:
         raise _translated(error, connection.link) from None
-    held.callback(connection.release, stream)
+
+    async def end() -> None:
+        connection.release(stream)
+
     head = stream.head or ()
     status = next(int(value) for name, value in head if name == b":status")
     headers = [(name, value) for name, value in head if not name.startswith(b":")]
-    return _response(status, headers, b"HTTP/2", Body(connection.chunks(stream), held.pop_all()))
+    return _response(status, headers, b"HTTP/2", Body(connection.chunks(stream), end, origin))
 
 
 def _http2_head(request: httpx.Request) -> HeaderPairs:

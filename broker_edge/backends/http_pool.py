@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 
 import httpcore
 
 from broker_edge.backends.http2 import Http2Connection
 from broker_edge.backends.link import Link, dial
-from broker_edge.backends.wire import IDLE_SECONDS, MAX_IDLE, failure
+from broker_edge.backends.trust import ResumingContext
+from broker_edge.backends.wire import IDLE_SECONDS, MAX_IDLE, SHARED_IDLE_SECONDS, failure
 from broker_edge.core.exchange import Target
 
 
@@ -29,6 +29,7 @@ class Http1Connection:
         self.link = link
         self.engine = _Engine(origin=url.origin, stream=link)
         self.idle_since = 0.0
+        self.idle_seconds = IDLE_SECONDS
 
     @property
     def reusable(self) -> bool:
@@ -39,7 +40,7 @@ class Http1Connection:
 class Pool:
     """The connections to one origin. HTTP/1.1 ones are used last in, first out; HTTP/2 ones are shared."""
 
-    def __init__(self, target: Target, context: ssl.SSLContext | None, connect_timeout: float) -> None:
+    def __init__(self, target: Target, context: ResumingContext | None, connect_timeout: float) -> None:
         self._target, self._context, self._connect_timeout = target, context, connect_timeout
         self.url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=b"/")
         self._idle: list[Http1Connection] = []
@@ -98,8 +99,8 @@ class Pool:
 
     def _kept(self) -> Http1Connection | Http2Connection | None:
         """Nothing here waits: a connection is found and taken in one go."""
-        too_old = _now() - IDLE_SECONDS
-        for shared in [one for one in self._shared if not _fresh(one, too_old)]:
+        now = _now()
+        for shared in [one for one in self._shared if not _fresh(one, now - SHARED_IDLE_SECONDS)]:
             self._shared.remove(shared)
             shared.retire()
         for shared in self._shared:
@@ -107,7 +108,7 @@ class Pool:
                 return shared
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since > too_old and connection.reusable:
+            if connection.idle_since > now - connection.idle_seconds and connection.reusable:
                 return connection
             connection.link.abort()
         return None

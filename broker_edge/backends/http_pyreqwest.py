@@ -6,99 +6,132 @@ Make it after the fork: its runtime doesn't survive one.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Final, TypeVar
+from types import TracebackType
+from typing import Final
 
 from pyreqwest.client import Client, ClientBuilder
-from pyreqwest.exceptions import BuilderError, PyreqwestError, RequestError, RequestTimeoutError
-from pyreqwest.http import HeaderMap, Url
+from pyreqwest.exceptions import BuilderError, PyreqwestError
+from pyreqwest.http import Url
 from pyreqwest.request import StreamRequest
-from pyreqwest.response import Response
 
-from broker_edge.backends.origins import Origins
+from broker_edge.backends.http_pyreqwest_reply import PyreqwestReply, cancellations, raise_swallowed, translated
+from broker_edge.backends.origins import Origin, Origins
 from broker_edge.backends.trust import trust
 from broker_edge.backends.wire import (
+    DEAD_SECONDS,
     IDLE_SECONDS,
     LONGEST,
     MAX_HEAD_BYTES,
     MAX_IDLE,
+    MAX_IN_FLIGHT,
     MAX_ORIGINS,
-    add_value,
+    PROBE_SECONDS,
+    PROBES,
+    USER_AGENT,
     authority,
-    check_head_size,
     failure,
-    request_headers,
+    framing,
+    idle_limit,
     request_target,
 )
 from broker_edge.core.exchange import Outbound, Target
-from broker_edge.errors import CallerError, TargetDenied, UpstreamError
+from broker_edge.errors import CallerError, TargetDenied
 
-T = TypeVar("T")
-
-_VERSIONS: Final = {"HTTP/1.0": "1.0", "HTTP/1.1": "1.1", "HTTP/2.0": "2"}
 _AFTER_DEADLINE: Final = 0.25  # seconds
 _STREAM_WINDOW: Final = 1 << 20
 _CONNECTION_WINDOW: Final = 1 << 24
 
 
-class PyreqwestReply:
-    """A `RawReply` over a response that still flows."""
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """A client and `base`, its origin as a URL that ends with the path's first slash; empty if parsing would rewrite it."""
 
-    __slots__ = ("_response", "headers", "http_version", "status")
+    engine: Client
+    base: str
+    idle_seconds: float
 
-    def __init__(self, response: Response) -> None:
-        self._response = response
-        self.status = response.status
-        self.headers = _reply_headers(response.headers)
-        self.http_version = _VERSIONS.get(response.version, "1.1")
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        read = self._response.body_reader.read_chunk
+class _Opened:
+    """One exchange as a context. A class: a context manager made of a generator costs four times as much."""
+
+    __slots__ = ("_exchange", "_origin", "_request", "_target", "_transport", "_within")
+
+    def __init__(self, transport: PyreqwestTransport, request: Outbound, target: Target, within: float) -> None:
+        self._transport, self._request, self._target, self._within = transport, request, target, within
+
+    async def __aenter__(self) -> PyreqwestReply:
+        origin = self._origin = await self._transport.origins.take(self._target)
         try:
-            while (chunk := await _cancellable(read())) is not None:
-                yield bytes(chunk)
-        except (PyreqwestError, OSError) as error:
-            raise failure("late" if isinstance(error, RequestTimeoutError) else "incomplete") from None
+            self._exchange = _exchange(origin.value, self._request, self._target, self._within)
+            reply = await _begun(self._exchange)
+            if "keep-alive" in reply.headers:
+                self._transport.heed(origin, self._target, reply.headers["keep-alive"])
+            return reply
+        except BaseException:
+            origin.leave()
+            raise
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self._exchange.__aexit__(None, None, None)
+        finally:
+            self._origin.leave()
 
 
 class PyreqwestTransport:
-    """One reqwest client per origin; `extra_ca` (PEM) is trusted for all of them, `connect_timeout` in seconds covers TLS too."""
+    """One reqwest client per origin, with `max_in_flight` exchanges at once.
 
-    def __init__(self, connect_timeout: float, extra_ca: bytes | None = None, *, max_origins: int = MAX_ORIGINS) -> None:
+    `extra_ca` (PEM) is trusted for all of them, `connect_timeout` in seconds covers TLS too.
+    """
+
+    def __init__(
+        self,
+        connect_timeout: float,
+        extra_ca: bytes | None = None,
+        *,
+        max_origins: int = MAX_ORIGINS,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
         self._connect_timeout = timedelta(seconds=connect_timeout)
         self._extra_ca = extra_ca
-        self._clients: Origins[Client] = Origins(self._client, _close, max_origins)
+        self.origins: Origins[_Client] = Origins(self._client, _close, max_origins, max_in_flight)
 
-    @asynccontextmanager
-    async def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> AsyncIterator[PyreqwestReply]:
+    def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> _Opened:
         """`within`: seconds until the caller's deadline.
 
         pyreqwest 0.15 leaves a request that is cancelled before its head running in its thread; this ends it there, a moment
         after the deadline, so that the caller's own time-out always comes first.
         """
-        async with self._clients.lease(target) as client:
-            exchange = _exchange(client, request, target, timedelta(seconds=within + _AFTER_DEADLINE))
-            response = await _begun(exchange)
-            try:
-                yield PyreqwestReply(response)
-            finally:
-                await exchange.__aexit__(None, None, None)
+        return _Opened(self, request, target, within)
+
+    def heed(self, origin: Origin[_Client], target: Target, keep_alive: str) -> None:
+        """Where the server ends idle connections earlier than they would be here, go on with a client that is ahead of it.
+
+        reqwest's limit is fixed with the client. The one before ends with its last exchange.
+        """
+        limit = idle_limit(keep_alive)
+        if limit < origin.value.idle_seconds:
+            origin.value = self._client(target, limit)
 
     async def aclose(self) -> None:
-        await self._clients.aclose()
+        await self.origins.aclose()
 
-    def _client(self, target: Target) -> Client:
+    def _client(self, target: Target, idle_seconds: float = IDLE_SECONDS) -> _Client:
         builder = (
             ClientBuilder()
+            .user_agent(USER_AGENT)
             .http2(True)
             .http2_initial_stream_window_size(_STREAM_WINDOW)
             .http2_initial_connection_window_size(_CONNECTION_WINDOW)
             .http2_max_header_list_size(MAX_HEAD_BYTES)
+            .tcp_keepalive(timedelta(seconds=PROBE_SECONDS))
+            .tcp_keepalive_interval(timedelta(seconds=PROBE_SECONDS))
+            .tcp_keepalive_retries(PROBES)
+            .tcp_user_timeout(timedelta(seconds=DEAD_SECONDS))
             .gzip(False)
             .brotli(False)
             .zstd(False)
@@ -107,10 +140,15 @@ class PyreqwestTransport:
             .referer(False)
             .no_proxy()
             .connect_timeout(self._connect_timeout)
-            .pool_idle_timeout(timedelta(seconds=IDLE_SECONDS))
+            .pool_idle_timeout(timedelta(seconds=idle_seconds))
             .pool_max_idle_per_host(MAX_IDLE)
         )
-        return _trusting(_pinned(builder, target), self._extra_ca, target)
+        return _Client(_trusting(_pinned(builder, target), self._extra_ca, target), _base(target), idle_seconds)
+
+
+def _base(target: Target) -> str:
+    base = f"{target.scheme}://{authority(target)}/"
+    return base if str(Url(base)) == base and base.count("/") == 3 and "@" not in base else ""
 
 
 def _pinned(builder: ClientBuilder, target: Target) -> ClientBuilder:
@@ -142,90 +180,54 @@ def _trusting(builder: ClientBuilder, extra_ca: bytes | None, target: Target) ->
         raise failure("tls_material") from None
 
 
-def _cancellations() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0
-
-
-async def _cancellable(work: Awaitable[T]) -> T:
-    """Await pyreqwest, and raise the cancellation that it swallows where its answer comes in the same moment."""
-    before = _cancellations()
-    result = await work
-    if _cancellations() > before:
-        raise asyncio.CancelledError
-    return result
-
-
-async def _begun(exchange: StreamRequest) -> Response:
-    before = _cancellations()
+async def _begun(exchange: StreamRequest) -> PyreqwestReply:
+    before = cancellations()
     try:
         response = await exchange.__aenter__()
     except (PyreqwestError, OSError) as error:
-        raise _translated(error) from None
-    if _cancellations() > before:  # swallowed, as above, but with an answer to close
+        raise translated(error) from None
+    try:
+        raise_swallowed(before)  # with an answer to close
+        return PyreqwestReply(response)
+    except BaseException:
         await exchange.__aexit__(None, None, None)
-        raise asyncio.CancelledError
-    return response
+        raise
 
 
-async def _close(client: Client) -> None:
-    await client.close()
+async def _close(client: _Client) -> None:
+    await client.engine.close()
 
 
-def _exchange(client: Client, request: Outbound, target: Target, timeout: timedelta) -> StreamRequest:
+def _exchange(client: _Client, request: Outbound, target: Target, within: float) -> StreamRequest:
     """The request built of the target's authority and the URL's path and query, which must leave as they are.
 
-    Nothing is read ahead: by default 64 KiB of the body would be waited for before the head is given.
+    Names and values of headers are checked by the engine, which also adds the defaults that are lacking. Nothing is read ahead:
+    a body of 64 KiB that is waited for with the head costs less, but where it is cut short the status is lost with it.
     """
-    wanted = request_target(request.url)
+    text = _url(client, request, target)
     try:
-        url = Url(f"{target.scheme}://{authority(target)}{wanted}")
-        builder = client.request(request.method, url).headers(request_headers(request)).timeout(timeout)
+        url = Url(text)
+        builder = client.engine.request(request.method, url).headers(request.headers)
+        length = framing(request)
+        if length is not None:
+            builder = builder.header("content-length", length)
         if request.body is not None:
             builder = builder.body_bytes(request.body)
-        exchange = builder.streamed_read_buffer_limit(0).build_streamed()
+        timeout = timedelta(seconds=within + _AFTER_DEADLINE)
+        exchange = builder.timeout(timeout).streamed_read_buffer_limit(0).build_streamed()
     except (BuilderError, ValueError):
         raise CallerError("INVALID_VALUE", "The request can't be sent as it is written") from None
     # The URL standard rewrites what isn't in its normal form ("/a/%2e%2e/b" becomes "/b"): refused, not sent as something else.
-    if not str(url).endswith(wanted) or (url.path if "?" not in wanted else f"{url.path}?{url.query_string}") != wanted:
+    if not (client.base and str(url) == text) and not _as_written(url, request_target(request.url)):
         raise CallerError("INVALID_VALUE", "The URL is not in its normal form")
     return exchange
 
 
-def _reply_headers(raw: HeaderMap) -> dict[str, str]:
-    try:
-        pairs = list(raw.items())
-    except ValueError:  # some value isn't ASCII, and then the view gives nothing at all
-        pairs = [(name, value) for name in dict.fromkeys(raw.keys()) for value in _readable(raw, name)]
-    check_head_size(sum(len(name) + len(value) + 4 for name, value in pairs))
-    headers: dict[str, str] = {}
-    for name, value in pairs:
-        headers[name] = add_value(headers.get(name), value)
-    # hyper hands out any other coding as it came, or reads it to the connection's end.
-    if "transfer-encoding" in raw and headers.get("transfer-encoding", "").lower() != "chunked":
-        raise failure("coding")
-    return headers
+def _url(client: _Client, request: Outbound, target: Target) -> str:
+    if client.base and request.url.startswith(client.base) and "#" not in request.url:
+        return request.url
+    return f"{target.scheme}://{authority(target)}{request_target(request.url)}"
 
 
-def _readable(raw: HeaderMap, name: str) -> list[str]:
-    try:
-        return list(raw.getall(name))
-    except ValueError:
-        return []
-
-
-def _translated(error: Exception) -> UpstreamError:
-    """The port's error by the class and by the fixed words of reqwest's, hyper's and rustls's causes; their texts stay inside."""
-    causes = error.details.get("causes") if isinstance(error, RequestError) else None
-    words = " / ".join(cause["message"] for cause in (causes or ())[1:])
-    if "client error (Connect)" in words:
-        if isinstance(error, RequestTimeoutError):
-            return failure("connect_timeout")
-        return failure("connect" if "tcp connect error" in words else "tls")
-    if isinstance(error, RequestTimeoutError):
-        return failure("late")
-    if "REFUSED_STREAM" in words or "refused stream" in words:
-        return failure("refused")
-    if "message head is too large" in words:
-        return failure("head")
-    return failure("alert" if "received fatal alert" in words else "broken")
+def _as_written(url: Url, wanted: str) -> bool:
+    return str(url).endswith(wanted) and (url.path if "?" not in wanted else f"{url.path}?{url.query_string}") == wanted

@@ -9,22 +9,31 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import ssl
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 import httpcore
 
-from broker_edge.backends.wire import failure
+from broker_edge.backends.trust import ResumingContext
+from broker_edge.backends.wire import DEAD_SECONDS, PROBE_SECONDS, PROBES, failure
 from broker_edge.core.exchange import Target
 
 _BUFFER: Final = 256 * 1024
+_OPTIONS: Final = {
+    "TCP_NODELAY": 1,  # head and body are two writes: without it the second waits for the peer's delayed acknowledgement
+    "TCP_KEEPIDLE": PROBE_SECONDS,
+    "TCP_KEEPINTVL": PROBE_SECONDS,
+    "TCP_KEEPCNT": PROBES,
+    "TCP_USER_TIMEOUT": DEAD_SECONDS * 1000,
+}
 
 Feed = Callable[[bytes], None]
 Lost = Callable[[], None]
 
 
-async def dial(target: Target, context: ssl.SSLContext | None) -> Link:
+async def dial(target: Target, context: ResumingContext | None) -> Link:
     """Connect to `target.address`, and through TLS where there is a context; unbounded in time.
 
     Raises `UpstreamError` CONNECT_ERROR or TLS_ERROR with sent=False, and TimeoutError where the kernel gives up.
@@ -36,6 +45,7 @@ async def _connected(target: Target) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in target.address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        _set_options(sock)
         await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
     except BaseException as error:
         sock.close()
@@ -45,10 +55,20 @@ async def _connected(target: Target) -> socket.socket:
     return sock
 
 
-async def _wrapped(sock: socket.socket, target: Target, context: ssl.SSLContext | None) -> Link:
+def _set_options(sock: socket.socket) -> None:
+    """Write at once, and have the kernel find out about a peer that vanished, as far as the system knows the options."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _OPTIONS.items():
+        option = getattr(socket, name, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def _wrapped(sock: socket.socket, target: Target, context: ResumingContext | None) -> Link:
     name = target.host.removesuffix(".") if context else None
     try:
-        _, link = await asyncio.get_running_loop().create_connection(Link, sock=sock, ssl=context, server_hostname=name)
+        make = partial(Link, context)
+        _, link = await asyncio.get_running_loop().create_connection(make, sock=sock, ssl=context, server_hostname=name)
     except TimeoutError:
         raise
     except (OSError, ValueError):  # ValueError: a name that no certificate can carry
@@ -59,8 +79,10 @@ async def _wrapped(sock: socket.socket, target: Target, context: ssl.SSLContext 
 class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """A byte stream both ways. `failed` holds why it broke, if it did; `closed` is set once nothing more comes."""
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    def __init__(self, context: ResumingContext | None = None) -> None:
+        self._context = context  # until its session is known
+        self._arrivals: deque[bytes] = deque()
+        self._size = 0
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -73,9 +95,9 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def push_to(self, feed: Feed, on_lost: Lost) -> None:
         """Hand every byte to `feed` as it comes, instead of keeping it for `read`; `on_lost` is called once at the end."""
         self._feed, self._on_lost = feed, on_lost
-        if self._buffer:
-            feed(bytes(self._buffer))
-            self._buffer.clear()
+        while self._arrivals:
+            feed(self._arrivals.popleft())
+        self._size = 0
         self._transport.resume_reading()
         if self.closed:
             on_lost()
@@ -88,7 +110,7 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
     @property
     def is_readable(self) -> bool:
         """Whether the peer has ended, or sent what nobody has read; asks the kernel too, which may be ahead of the loop."""
-        return self.closed or bool(self._buffer) or _readable(self._transport.get_extra_info("socket"))
+        return self.closed or bool(self._arrivals) or _readable(self._transport.get_extra_info("socket"))
 
     # What asyncio calls.
 
@@ -96,12 +118,16 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._context is not None:
+            self._context.remember(self._transport.get_extra_info("ssl_object"))
+            self._context = None
         if self._feed is not None:
             self._feed(data)
             return
-        self._buffer += data
+        self._arrivals.append(data)
+        self._size += len(data)
         self._arrived.set()
-        if len(self._buffer) > _BUFFER:
+        if self._size > _BUFFER:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -131,14 +157,19 @@ class Link(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Some bytes; none at the peer's end. Raises httpcore.ReadError where the connection broke."""
-        while not self._buffer and not self.closed:
+        while not self._arrivals and not self.closed:
             self._arrived.clear()
             await self._arrived.wait()
-        data = bytes(self._buffer[:max_bytes])
-        del self._buffer[:max_bytes]
-        if not data and self.failed is not None:
-            raise httpcore.ReadError from self.failed
-        if not self.closed and len(self._buffer) <= _BUFFER:
+        if not self._arrivals:
+            if self.failed is not None:
+                raise httpcore.ReadError from self.failed
+            return b""
+        data = self._arrivals.popleft()  # as it came: nothing is copied where the reader takes as much
+        if len(data) > max_bytes:
+            self._arrivals.appendleft(data[max_bytes:])
+            data = data[:max_bytes]
+        self._size -= len(data)
+        if not self.closed and self._size <= _BUFFER:
             self._transport.resume_reading()
         return data
 

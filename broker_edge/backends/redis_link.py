@@ -1,4 +1,4 @@
-"""Redis: the hot tier and the fleet's leases over one redis-py client.
+"""Redis: the hot tier and the fleet's leases over one link.
 
 Names in Redis: `be:{<key>}` holds an entry, `be:{<key>}:lead` the leader's token, `be:{<key>}:bell` says that somebody waits; the
 braces keep all three in one Cluster slot. `be:bells` is the channel on which a settled fetch rings its followers.
@@ -7,22 +7,23 @@ braces keep all three in one Cluster slot. `be:bells` is the channel on which a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from hashlib import sha1
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as BrokenConnection
+from hiredis import ReplyError
 from redis.exceptions import RedisError
 
 from broker_edge.backends.bells import Bells
+from broker_edge.backends.redis_connect import Link, connect
+from broker_edge.backends.redis_wire import GONE, Buffer, packed
 from broker_edge.core.exchange import Entry
-from broker_edge.core.packing import pack, unpack
+from broker_edge.core.packing import header, unpack
 from broker_edge.errors import TierBroken
 from broker_edge.ports import Bell, Lead
+
+__all__ = ["RedisFleet", "RedisHot", "connect"]
 
 _CHANNEL = b"be:bells"
 _IDLE = 5.0  # seconds of silence before the subscription's connection is tried
@@ -47,93 +48,77 @@ return 1
 """
 
 
-def connect(url: str, timeout: float) -> Redis:
-    """A client that never waits longer than `timeout` seconds for one answer, and tries a broken connection once more.
-
-    More calls at once than it has connections wait for their turn, again at most `timeout` seconds: a herd is no failure.
-    """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # Not after a time-out: what did not answer once would be waited for twice.
-        retry=Retry(NoBackoff(), 1, supported_errors=(BrokenConnection,)),
-        health_check_interval=0,
-        max_connections=64,
-    )
-    return Redis.from_pool(pool)
-
-
-@contextlib.contextmanager
-def _translated() -> Any:
-    try:
-        yield
-    except (RedisError, OSError, TimeoutError):
-        raise TierBroken("Redis can't be reached") from None
-
-
 class RedisHot:
-    """`ports.HotTier` in Redis. A pipeline rather than MGET: Cluster takes it too."""
+    """`ports.HotTier` in Redis. GETs rather than MGET: a Cluster takes them too, and an error is of one key alone."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Link) -> None:
         self._redis = redis
 
     async def get_many(self, keys: Sequence[str]) -> Sequence[Entry | BaseException | None]:
-        with _translated():
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    pipeline.get(_entry(key))
-                answers = await pipeline.execute(raise_on_error=False)
-        return [_unpacked(answer) for answer in answers]
+        if not keys:
+            return []
+        replies = await self._redis.lane.execute(keys, [_get(key) for key in keys])
+        return [_unpacked(reply) for reply in replies]
 
     async def put(self, key: str, entry: Entry, lifetime: float | None, *, only_if_absent: bool = False) -> None:
-        with _translated():
-            await self._redis.set(
-                _entry(key), pack(entry), px=None if lifetime is None else max(1, int(lifetime * 1000)), nx=only_if_absent
-            )
+        options: list[str | int] = [] if lifetime is None else ["PX", max(1, int(lifetime * 1000))]
+        if only_if_absent:
+            options.append("NX")
+        [reply] = await self._redis.lane.execute([key], _set(key, entry, options))
+        _checked(reply)
 
     async def delete(self, key: str) -> None:
-        with _translated():
-            await self._redis.delete(_entry(key))
+        [reply] = await self._redis.lane.execute([key], [packed("DEL", _entry(key))])
+        _checked(reply)
 
     async def ping(self) -> None:
-        with _translated():
-            await self._redis.ping()
+        await self._redis.lane.probe()
 
     async def aclose(self) -> None:
         await self._redis.aclose()
 
 
+class _Script:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def run(self, redis: Link, key: str, names: Sequence[str], *arguments: str | int | bytes) -> Any:
+        """Its answer, at the server of `key`; one that doesn't know the script gets it, and keeps it. Raises TierBroken."""
+        rest = (len(names), *names, *arguments)
+        [reply] = await redis.lane.execute([key], [packed("EVALSHA", self._digest, *rest)])
+        if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
+            [reply] = await redis.lane.execute([key], [packed("EVAL", self._text, *rest)])
+        return _checked(reply)
+
+
 class RedisFleet:
     """`ports.Fleet` by leases in Redis; `hear` must run for as long as bells are to ring."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Link) -> None:
         self._redis = redis
         self._bells = Bells()
-        self._bid = redis.register_script(_BID)
-        self._renew = redis.register_script(_RENEW)
-        self._settle = redis.register_script(_SETTLE)
+        self._bid = _Script(_BID)
+        self._renew = _Script(_RENEW)
+        self._settle = _Script(_SETTLE)
         self.hearing = asyncio.Event()
 
     def listen(self, key: str) -> AbstractAsyncContextManager[Bell]:
         return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
-        keys = [_entry(key), _lead(key), _bell(key)]
-        with _translated():
-            won, answer = await self._bid(keys=keys, args=[token, int(lease * 1000), _BELL_LIFE_MS])
+        names = [_entry(key), _lead(key), _bell(key)]
+        won, answer = await self._bid.run(self._redis, key, names, token, int(lease * 1000), _BELL_LIFE_MS)
         if won:
             return Lead(True, unpack(answer))
         return Lead(False, lease_left=max(0, answer) / 1000)
 
     async def renew(self, key: str, token: str, lease: float) -> bool:
-        with _translated():
-            return bool(await self._renew(keys=[_lead(key)], args=[token, int(lease * 1000)]))
+        return bool(await self._renew.run(self._redis, key, [_lead(key)], token, int(lease * 1000)))
 
     async def settle(self, key: str, token: str, message: bytes) -> None:
-        with _translated():
-            await self._settle(keys=[_lead(key), _bell(key)], args=[token, _CHANNEL, key.encode() + b" " + message])
+        told = key.encode() + b" " + message
+        await self._settle.run(self._redis, key, [_lead(key), _bell(key)], token, _CHANNEL, told)
 
     async def hear(self) -> None:
         """Ring local bells while the connection lasts. What is missed while it is down costs followers a lease, no more."""
@@ -149,7 +134,7 @@ class RedisFleet:
                     elif message["type"] == "message":
                         self._strike(message["data"])
         except (RedisError, OSError):
-            raise TierBroken("Redis can't be reached") from None
+            raise TierBroken(GONE) from None
         finally:
             self.hearing.clear()
 
@@ -158,8 +143,32 @@ class RedisFleet:
         self._bells.strike(key.decode(), message)
 
 
-def _unpacked(answer: Any) -> Entry | BaseException | None:
-    return TierBroken("Redis refused") if isinstance(answer, BaseException) else unpack(answer)
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, TierBroken):
+        raise reply
+    if isinstance(reply, ReplyError):
+        raise TierBroken("Redis refused")
+    return reply
+
+
+def _unpacked(reply: Any) -> Entry | BaseException | None:
+    if isinstance(reply, BaseException):
+        return reply if isinstance(reply, TierBroken) else TierBroken("Redis refused")
+    return unpack(reply)
+
+
+def _get(key: str) -> bytes:
+    # As packed("GET", name) does, at half its cost: this one is on every hit's way.
+    name = b"be:{%b}" % key.encode()
+    return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)
+
+
+def _set(key: str, entry: Entry, options: Sequence[str | int]) -> Sequence[Buffer]:
+    """The command in parts around the value, so that nobody has to copy a large one."""
+    name, first = b"be:{%b}" % key.encode(), header(entry)
+    words, size = 3 + len(options), len(first) + len(entry.value)
+    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (words, len(name), name, size, first)
+    return head, entry.value, b"\r\n" + packed(*options)[len("*n\r\n") :]
 
 
 def _entry(key: str) -> str:

@@ -19,7 +19,8 @@ from struct import Struct
 from broker_edge.errors import TierBroken
 
 _HEAD = Struct(">II")
-_READ = 4 * 2**20
+_pack_head = _HEAD.pack
+_READ = 2**20  # a batch of rows is half of it; what is read beyond a batch is read again for the next one
 _MOST_SEGMENTS = 256
 _SUFFIX = ".segment"
 
@@ -69,16 +70,24 @@ class FileSpool:
             raise TierBroken("the journal's spool can't take more")
 
     def append(self, frame: bytes) -> None:
-        data = _HEAD.pack(len(frame), zlib.crc32(frame)) + frame
+        self._append(_pack_head(len(frame), zlib.crc32(frame)) + frame, 1)
+
+    def append_all(self, frames: Sequence[bytes]) -> None:
+        self._append(b"".join([_pack_head(len(frame), zlib.crc32(frame)) + frame for frame in frames]), len(frames))
+
+    def _append(self, data: bytes, count: int) -> None:
+        size = len(data)
         self._refused = True
-        if self.backlog_bytes + len(data) > self._max_bytes:
+        if self.backlog_bytes + size > self._max_bytes:
             raise TierBroken("the journal's spool is full")
-        segment = self._writable()
+        segment = self._active
+        if segment is None or segment.size >= self._segment_bytes:
+            segment = self._rolled()
         _write_whole(segment, data)
         self._refused = False
-        segment.frames += 1
-        self.backlog_bytes += len(data)
-        self.backlog_frames += 1
+        segment.frames += count
+        self.backlog_bytes += size
+        self.backlog_frames += count
 
     def read(self, most: int) -> Sequence[bytes]:
         """The oldest frames, at most `most`, of one segment; the same ones again until `commit`."""
@@ -161,9 +170,7 @@ class FileSpool:
         self.backlog_frames += segment.frames
         return segment
 
-    def _writable(self) -> _Segment:
-        if self._active is not None and self._active.size < self._segment_bytes:
-            return self._active
+    def _rolled(self) -> _Segment:
         self._active = self._created()
         self._segments.append(self._active)
         return self._active
@@ -188,10 +195,10 @@ class FileSpool:
 
 def _write_whole(segment: _Segment, data: bytes) -> None:
     """All of `data` at the segment's end, or nothing."""
-    written = 0
     try:
+        written = os.pwrite(segment.fd, data, segment.size)
         while written < len(data):
-            written += os.pwrite(segment.fd, data[written:] if written else data, segment.size + written)
+            written += os.pwrite(segment.fd, data[written:], segment.size + written)
     except OSError:
         with contextlib.suppress(OSError):
             os.ftruncate(segment.fd, segment.size)

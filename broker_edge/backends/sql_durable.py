@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import sql
-from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from broker_edge.backends.sql_rows import REQUEST_COLUMNS, cache_row, object_of, object_row, request_row
+from broker_edge.backends.sql_direct import MOST_BYTES, PostgresDirect, copy_requests
+from broker_edge.backends.sql_rows import cache_row, newest_of_keys, object_of, object_row, request_frames, request_row
 from broker_edge.backends.tables import SCHEMA, data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
 from broker_edge.core.journal_row import RequestRow
 from broker_edge.errors import TierBroken
 from broker_edge.ports import Refused
 
-_COPY_FROM = 8  # below this a plain multi-row INSERT costs less than COPY by way of a temporary table
+_DIRECT_FROM = 2  # objects or keys: a lone one goes where SQLAlchemy's events show it, and nobody waits behind it
 
 
 def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngine:
@@ -37,7 +37,14 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout,
-        connect_args={"connect_timeout": max(2, int(timeout)), "application_name": "broker-edge"},
+        connect_args={
+            "connect_timeout": max(2, int(timeout)),
+            "application_name": "broker-edge",
+            "client_encoding": "utf8",  # whatever the environment says: that is what rows are packed in
+            # psycopg prepares what it has seen five times, and drops all that is prepared, ours too, at the next ROLLBACK, with
+            # which each SELECT of SQLAlchemy ends.
+            "prepare_threshold": None,
+        },
     )
 
 
@@ -49,14 +56,15 @@ def _sqlite_pragmas(connection: Any, _record: Any) -> None:
 
 
 class SqlDurable:
-    """`ports.DurableTier` for one engine; the dialects differ in how they insert and in nothing else."""
+    """`ports.DurableTier` for one engine; on Postgres batches go past SQLAlchemy, under the same rules."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._postgres = engine.dialect.name == "postgresql"
-        insert = postgres_insert if self._postgres else sqlite_insert
+        postgres = engine.dialect.name == "postgresql"
+        self._direct = PostgresDirect(engine) if postgres else None
+        insert = postgres_insert if postgres else sqlite_insert
         # SQLite has one writer at a time: queueing here is fairer than its busy handler, which sleeps.
-        self._writer: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext() if self._postgres else asyncio.Lock()
+        self._writer: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext() if postgres else asyncio.Lock()
         self._lookup = _lookup_statement()
         self._add_objects = insert(data_object).on_conflict_do_nothing()
         self._add_requests = insert(run_data_request).on_conflict_do_nothing()
@@ -68,23 +76,27 @@ class SqlDurable:
         )
 
     async def lookup(self, keys: Sequence[str]) -> Sequence[DataObject | None]:
-        async with self._translated(), self._engine.connect() as connection:
-            rows = await connection.execute(self._lookup, {"keys": list(keys)})
-            found = {row.key: object_of(row) for row in rows}
+        async with self._translated():
+            found = await (self._direct.lookup(keys) if self._direct and len(keys) >= _DIRECT_FROM else self._found(keys))
         return [found.get(key) for key in keys]
 
     async def store(self, objects: Sequence[DataObject]) -> None:
-        await self.append((), objects)
+        # Sorted: two transactions that insert the same rows in different orders would deadlock.
+        objects = sorted(objects, key=lambda item: item.object_id.int)
+        small = sum(len(item.body) for item in objects) <= MOST_BYTES
+        if self._direct and len(objects) >= _DIRECT_FROM and small:
+            async with self._translated():
+                await self._direct.store(objects)
+        else:
+            await self.append((), objects)
 
     async def append(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
-        # Sorted: two transactions that insert the same rows in different orders would deadlock.
         objects = sorted(objects, key=lambda item: item.object_id)
-        rows = sorted(rows, key=lambda row: row.run_data_request_id)
-        async with self._translated(), self._writer, self._engine.begin() as connection:
-            if objects:
-                await self._insert_objects(connection, objects)
-            if rows:
-                await self._insert_requests(connection, rows)
+        async with self._translated(), self._writer:
+            if self._direct and rows:
+                await self._append_frames(request_frames(rows), objects)
+            elif rows or objects:
+                await self._append_rows(sorted(rows, key=lambda row: row.run_data_request_id), objects)
 
     async def ping(self) -> None:
         async with self._translated(), self._engine.connect() as connection:
@@ -93,20 +105,34 @@ class SqlDurable:
     async def aclose(self) -> None:
         await self._engine.dispose()
 
-    async def _insert_objects(self, connection: AsyncConnection, objects: Sequence[DataObject]) -> None:
-        await connection.execute(self._add_objects, [object_row(item) for item in objects])
-        # One row a key, and sorted anew: by key this time.
-        newest: dict[str, DataObject] = {}
-        for item in sorted((item for item in objects if item.reusable), key=lambda item: (item.key, item.created_at)):
-            newest[item.key] = item
-        if newest:
-            await connection.execute(self._point_cache, [cache_row(item) for item in newest.values()])
+    async def _found(self, keys: Sequence[str]) -> dict[str, DataObject]:
+        async with self._engine.connect() as connection:
+            rows = await connection.execute(self._lookup, {"keys": list(keys)})
+            return {row.key: object_of(row) for row in rows}
 
-    async def _insert_requests(self, connection: AsyncConnection, rows: Sequence[RequestRow]) -> None:
-        if self._postgres and len(rows) >= _COPY_FROM:
-            await _copy_requests(connection, rows)
-        else:
-            await connection.execute(self._add_requests, [request_row(row) for row in rows])
+    async def _append_frames(self, frames: Sequence[bytes], objects: Sequence[DataObject]) -> None:
+        try:
+            await self._copied(frames, objects, new=True)
+        except psycopg.errors.UniqueViolation:  # a batch that was committed before, and whose commit nobody heard of
+            await self._copied(frames, objects, new=False)
+
+    async def _copied(self, frames: Sequence[bytes], objects: Sequence[DataObject], *, new: bool) -> None:
+        async with self._engine.begin() as connection:
+            await self._insert_objects(connection, objects)
+            await copy_requests((await connection.get_raw_connection()).driver_connection, frames, new=new)
+
+    async def _append_rows(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
+        async with self._engine.begin() as connection:
+            await self._insert_objects(connection, objects)
+            if rows:
+                await connection.execute(self._add_requests, [request_row(row) for row in rows])
+
+    async def _insert_objects(self, connection: AsyncConnection, objects: Sequence[DataObject]) -> None:
+        if not objects:
+            return
+        await connection.execute(self._add_objects, [object_row(item) for item in objects])
+        if newest := newest_of_keys(objects):
+            await connection.execute(self._point_cache, [cache_row(item) for item in newest.values()])
 
     @contextlib.asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
@@ -124,6 +150,8 @@ class SqlDurable:
             raise Refused(type(error).__name__) from None
         except (ValueError, TypeError, OverflowError) as error:  # drivers let these through as they are
             raise Refused(type(error).__name__) from None
+        except struct.error:  # a number that is too large for its column
+            raise Refused("OverflowError") from None
         except (SQLAlchemyError, psycopg.Error, OSError, TimeoutError):
             raise TierBroken("the database can't be reached") from None
 
@@ -136,26 +164,3 @@ def _lookup_statement() -> sa.Select[Any]:
         .select_from(joined)
         .where(run_data_cache.c.key.in_(sa.bindparam("keys", expanding=True)))
     )
-
-
-_TEMPORARY = sql.SQL(
-    "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_request (LIKE {} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
-).format(sql.Identifier(SCHEMA, "run_data_request"))
-_COPY = sql.SQL("COPY incoming_request ({}) FROM STDIN").format(sql.SQL(", ").join(map(sql.Identifier, REQUEST_COLUMNS)))
-_MOVE = sql.SQL("INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming_request ON CONFLICT DO NOTHING").format(
-    table=sql.Identifier(SCHEMA, "run_data_request"), columns=sql.SQL(", ").join(map(sql.Identifier, REQUEST_COLUMNS))
-)
-
-
-async def _copy_requests(connection: AsyncConnection, rows: Sequence[RequestRow]) -> None:
-    """COPY has no ON CONFLICT: rows go by way of a temporary table, in the transaction that SQLAlchemy has open."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    async with driver.cursor() as cursor:
-        await cursor.execute(_TEMPORARY)
-        async with cursor.copy(_COPY) as copy:
-            for row in rows:
-                values = request_row(row)
-                if values["error"] is not None:
-                    values["error"] = Jsonb(values["error"])
-                await copy.write_row([values[name] for name in REQUEST_COLUMNS])
-        await cursor.execute(_MOVE)

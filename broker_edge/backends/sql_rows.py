@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 from sqlalchemy import Row
 
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import RequestRow
+from broker_edge.core.journal_row import PackedRows, RequestRow, pack_row, plain_text
 
 REQUEST_COLUMNS = RequestRow.__struct_fields__
 
@@ -21,7 +22,7 @@ def object_row(item: DataObject) -> dict[str, Any]:
         "key": item.key,
         "value": item.body,
         "created_at": _time(item.created_at),
-        "content_type": _text(item.content_type),
+        "content_type": None if item.content_type is None else plain_text(item.content_type),
         "response_type": item.response_type,
         "status_code": item.status,
     }
@@ -35,8 +36,21 @@ def request_row(row: RequestRow) -> dict[str, Any]:
     values = msgspec.structs.asdict(row)
     values["created_at"] = _time(row.created_at)
     if row.error is not None:
-        values["error"] = {name: _text(value) if isinstance(value, str) else value for name, value in row.error.items()}
+        values["error"] = {name: plain_text(value) if isinstance(value, str) else value for name, value in row.error.items()}
     return values
+
+
+def request_frames(rows: Sequence[RequestRow]) -> list[bytes]:
+    """The rows as tuples of binary COPY, by id, which leads in each; raises ValueError or TypeError where one can't be packed."""
+    return sorted(rows.frames if isinstance(rows, PackedRows) else map(pack_row, rows))
+
+
+def newest_of_keys(objects: Sequence[DataObject]) -> dict[str, DataObject]:
+    """The reusable object of each key that its cache row may name, by key."""
+    newest: dict[str, DataObject] = {}
+    for item in sorted((item for item in objects if item.reusable), key=lambda item: (item.key, item.created_at)):
+        newest[item.key] = item
+    return newest
 
 
 def object_of(row: Row[Any]) -> DataObject:
@@ -57,10 +71,3 @@ def object_of(row: Row[Any]) -> DataObject:
 
 def _time(epoch: float) -> datetime:
     return datetime.fromtimestamp(epoch, UTC)
-
-
-def _text(value: str | None) -> str | None:
-    """Postgres takes neither NUL nor lone surrogates in text; a caller's member names may hold them."""
-    if value is None:
-        return None
-    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -6,23 +6,35 @@ Request target, authority and headers of an `Outbound`; the head of an answer; t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal
 
 from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import CallerError, UpstreamError
 
-IDLE_SECONDS: Final = 20.0  # below the keep-alive of common servers and balancers (60 s and more)
+# Below the keep-alive of common servers and balancers (60 s and more): whoever closes an idle connection first decides
+# whether a request can meet its end, and one that does may have been processed.
+IDLE_SECONDS: Final = 55.0
+SHARED_IDLE_SECONDS: Final = 240.0  # HTTP/2: a peer that ends one says which requests it took
+# A peer that vanished is found by the kernel, whose counterpart answers even while a process is busy with a long call. HTTP/2's
+# PING is the process's to answer: a slow one would lose the calls it is working on, and some servers say GOAWAY to it.
+PROBE_SECONDS: Final = 15
+PROBES: Final = 3
+DEAD_SECONDS: Final = 30  # with data that nobody acknowledges
 MAX_IDLE: Final = 100  # idle HTTP/1.1 connections kept per origin
+MAX_IN_FLIGHT: Final = 1024  # exchanges per origin; more wait
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_ORIGINS: Final = 1000
 LONGEST: Final = 300.0  # seconds; the longest time-out that a data source may have
 
 # reqwest sends both in any case; RFC 9110 section 10.1.5 asks for the one, section 12.5.1 makes the other mean nothing.
-_DEFAULTS: Final = (("accept", "*/*"), ("user-agent", "broker-edge"))
+USER_AGENT: Final = "broker-edge"
+_DEFAULTS: Final = (("accept", "*/*"), ("user-agent", USER_AGENT))
 _EXPECT_CONTENT: Final = frozenset({"POST", "PUT", "PATCH"})
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_TIMEOUT: Final = re.compile(r"\btimeout *= *\"?([0-9]{1,9})", re.IGNORECASE)
+_DIGITS: Final = 15  # enough for any length that memory could hold
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Failure = Literal[
@@ -73,9 +85,32 @@ def request_headers(request: Outbound) -> list[tuple[str, str]]:
         raise CallerError("INVALID_VALUE", "A header's name or value can't be sent")
     names = {name.lower() for name, _ in request.headers}
     headers = [*request.headers, *(default for default in _DEFAULTS if default[0] not in names)]
-    if request.body is not None or request.method in _EXPECT_CONTENT:
-        headers.append(("content-length", str(len(request.body or b""))))
+    length = framing(request)
+    if length is not None:
+        headers.append(("content-length", length))
     return headers
+
+
+def framing(request: Outbound) -> str | None:
+    """The Content-Length of a request, None where it has none (RFC 9110 section 8.6)."""
+    if request.body is None and request.method not in _EXPECT_CONTENT:
+        return None
+    return str(len(request.body or b""))
+
+
+def bounded(headers: Mapping[str, str], most: int) -> bool:
+    """Whether the framing itself bounds the answer's body by `most` bytes: Content-Length does where nothing overrides it."""
+    length = headers.get("content-length", "")
+    return length.isdecimal() and len(length) <= _DIGITS and int(length) <= most and "transfer-encoding" not in headers
+
+
+def idle_limit(keep_alive: str) -> float:
+    """Seconds for which a connection may be kept idle, by the server's Keep-Alive: well before it ends the connection itself."""
+    said = _TIMEOUT.search(keep_alive)
+    if said is None:
+        return IDLE_SECONDS
+    seconds = float(said[1])
+    return min(IDLE_SECONDS, seconds - min(1.0, seconds / 2))
 
 
 def reply_headers(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

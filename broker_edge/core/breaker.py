@@ -70,7 +70,8 @@ class Breaker:
         """How a use went that `allows` let through."""
         self._row = 0 if ok else self._row + 1
         if ok:
-            self._move(Event.SUCCEEDED, now)
+            if self._state is not State.CLOSED:  # where it changes nothing: looking that up would be dearer than all the rest
+                self._move(Event.SUCCEEDED, now)
         else:
             self._move(Event.TRIPPED if self._row >= self._failures else Event.FAILED, now)
 

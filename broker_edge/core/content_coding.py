@@ -221,7 +221,9 @@ class Decoder:
 
 def _stages(content_encoding: str | None) -> list[_Stage]:
     """The codings in the order in which they are undone: the last applied first (RFC 9110 section 8.4)."""
-    names = [name.strip(" \t").lower() for name in (content_encoding or "").split(",")]
+    if not content_encoding:
+        return []
+    names = [name.strip(" \t").lower() for name in content_encoding.split(",")]
     names = [name for name in names if name not in ("", "identity")]
     if len(names) > MAX_CODINGS:
         raise UpstreamError("PARSE_ERROR", f"Content-Encoding lists more than {MAX_CODINGS} codings")

@@ -1,4 +1,7 @@
-"""The values that travel through one fetch: what is asked, what is sent, what came back, what is kept."""
+"""The values that travel through one fetch: what is asked, what is sent, what came back, what is kept.
+
+Those that every request makes are msgspec Structs: a tenth of the cost of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+import msgspec
+
 Mode = Literal["live", "refresh", "cache_only"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outbound:
+class Outbound(msgspec.Struct, frozen=True):
     """One rendered request. It holds secrets, so nothing of it is shown by repr or kept anywhere.
 
     `url` is absolute, pure ASCII and already normalised, so that every engine sends the same bytes. Header names are
@@ -19,9 +23,12 @@ class Outbound:
     """
 
     method: str
-    url: str = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    body: bytes | None = field(default=None, repr=False)
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Outbound({self.method!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,7 @@ class Target:
     tls: TlsOptions = TlsOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """A whole upstream answer: body decoded, within bounds, complete. Header names are lower case."""
 
     status: int
@@ -53,8 +59,7 @@ class Reply:
     http_version: str = "1.1"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """What a tier holds under a key: the shaped value as UTF-8 JSON and where it came from.
 
     `created_at` (epoch seconds) is when the upstream answered: age and freshness count from it (RFC 9111 section 4.2.3).
@@ -62,11 +67,13 @@ class Entry:
 
     object_id: UUID
     created_at: float
-    value: bytes = field(repr=False)
+    value: bytes | memoryview
+
+    def __repr__(self) -> str:
+        return f"Entry({self.object_id!r}, {self.created_at!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class DataObject:
+class DataObject(msgspec.Struct, frozen=True):
     """One immutable upstream answer, as the durable tier keeps it: body as received, content coding removed.
 
     `reusable` says whether a `run_data_cache` row points at it.
@@ -75,16 +82,18 @@ class DataObject:
     object_id: UUID
     data_source_id: UUID
     key: str
-    body: bytes = field(repr=False)
+    body: bytes
     created_at: float
     content_type: str | None
     response_type: str
     status: int
     reusable: bool
 
+    def __repr__(self) -> str:
+        return f"DataObject({self.object_id!r}, {self.key!r}, {self.created_at!r})"
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+
+class Fetched(msgspec.Struct, frozen=True):
     """The outcome of `Broker.fetch`; times are epoch seconds, set, with the upstream's status, only where it was called."""
 
     entry: Entry
@@ -97,8 +106,7 @@ class Fetched:
     replaced_stale: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Freshness:
+class Freshness(msgspec.Struct, frozen=True):
     """What one request accepts from a cache (RFC 9111 section 5.2.1); ages in seconds."""
 
     mode: Mode = "live"

@@ -5,9 +5,10 @@ Used by the story on both sides of a refill: what may be served, what may be kep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
+
+import msgspec
 
 from broker_edge.core.exchange import Entry, Freshness
 from broker_edge.core.pacing import ttl_jitter
@@ -15,8 +16,7 @@ from broker_edge.core.pacing import ttl_jitter
 Reason = Literal["ttl", "max_age", "refresh"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fresh:
+class Fresh(msgspec.Struct, frozen=True):
     """May be served. `remaining` is what is left of the ttl; None: it never expires."""
 
     entry: Entry
@@ -24,8 +24,7 @@ class Fresh:
     remaining: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class StaleUsable:
+class StaleUsable(msgspec.Struct, frozen=True):
     """Past its ttl, within the request's max_stale: may be served while it is refilled. `remaining` is 0 or negative."""
 
     entry: Entry
@@ -33,8 +32,7 @@ class StaleUsable:
     remaining: float
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(msgspec.Struct, frozen=True):
     """May not be served: past its `ttl`, older than the request's `max_age`, or from before the `refresh` that was asked for.
 
     `max_age` and `refresh` are the request's doing (RFC 9211 fwd=request), `ttl` is not (fwd=stale).
@@ -45,8 +43,7 @@ class Stale:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
+class Miss(msgspec.Struct, frozen=True):
     """There is no entry."""
 
 
@@ -90,8 +87,7 @@ def admit(status: int, *, reusable: bool) -> Admission:
     return Admission.STORE if reusable else Admission.KEEP
 
 
-@dataclass(frozen=True, slots=True)
-class Expired:
+class Expired(msgspec.Struct, frozen=True):
     """Nothing is left of the ttl: the hot tier must not hold the entry."""
 
 

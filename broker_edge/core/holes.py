@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
 
+import msgspec
+
 from broker_edge.core.exchange import Variables
 from broker_edge.errors import CallerError
 
@@ -22,12 +24,14 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{
 _INTEGER_BITS: Final = 13_288  # 4,000 digits: past 4,300 Python refuses to write an integer as text
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """The values that one request fills holes with. Reserved env variables are unreachable: no hole may name them."""
 
-    params: Variables = field(repr=False)
-    env: Variables = field(repr=False)
+    params: Variables
+    env: Variables
+
+    def __repr__(self) -> str:
+        return "Scope()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Hole:
         """The JSON value, converted to `value_type` (null stays null). Raises `CallerError` INVALID_VALUE."""
         value = (scope.params if self.has_param(scope) else scope.env)[self.name]
         _check(self, value)
-        return value if value is None else _CONVERSIONS[self.value_type](self, value)
+        return value if value is None or self.value_type == "auto" else _CONVERSIONS[self.value_type](self, value)
 
     def text(self, scope: Scope) -> str:
         """The value as text; refuses null, objects and arrays."""
@@ -63,19 +67,22 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Literal texts (never two in a row, never empty) and holes, in order."""
+    """Literal texts (never two in a row, never empty) and holes, in order.
+
+    `hole` is the one of a template that is a hole and nothing else, which keeps the JSON type of its value; `text` is the whole
+    of a template without holes. Both are looked for once: every request that goes upstream asks for them.
+    """
 
     parts: tuple[str | Hole, ...]
+    hole: Hole | None = field(init=False, repr=False, compare=False)
+    holes: tuple[Hole, ...] = field(init=False, repr=False, compare=False)
+    text: str | None = field(init=False, repr=False, compare=False)
 
-    @property
-    def hole(self) -> Hole | None:
-        """The hole of a template that is one hole and nothing else, which keeps the JSON type of its value."""
-        only = self.parts[0] if len(self.parts) == 1 else None
-        return only if isinstance(only, Hole) else None
-
-    @property
-    def holes(self) -> tuple[Hole, ...]:
-        return tuple(part for part in self.parts if isinstance(part, Hole))
+    def __post_init__(self) -> None:
+        holes = tuple(part for part in self.parts if isinstance(part, Hole))
+        object.__setattr__(self, "holes", holes)
+        object.__setattr__(self, "hole", holes[0] if len(self.parts) == len(holes) == 1 else None)
+        object.__setattr__(self, "text", None if holes else "".join(self.literals))
 
     @property
     def literals(self) -> tuple[str, ...]:
@@ -83,7 +90,11 @@ class Template:
 
     def fill(self, scope: Scope, escape: Callable[[str], str] = str) -> str:
         """The text with every hole's value passed through `escape`. Raises `CallerError` INVALID_VALUE."""
-        return "".join(part if isinstance(part, str) else escape(part.text(scope)) for part in self.parts)
+        if self.text is not None:
+            return self.text
+        if self.hole is not None:
+            return escape(self.hole.text(scope))
+        return "".join([part if isinstance(part, str) else escape(part.text(scope)) for part in self.parts])
 
 
 def scalar_text(hole: Hole, value: Any) -> str:
@@ -101,7 +112,8 @@ def scalar_text(hole: Hole, value: Any) -> str:
 def _check(hole: Hole, value: Any) -> None:
     if isinstance(value, str):
         try:
-            value.encode()
+            if not value.isascii():
+                value.encode()
         except UnicodeEncodeError:
             hole.refuse("it holds half a surrogate pair, which is no character")
     elif isinstance(value, float) and not math.isfinite(value):
@@ -132,7 +144,6 @@ def _to_float(hole: Hole, value: Any) -> float:
 
 
 _CONVERSIONS: Final[dict[ValueType, Callable[[Hole, Any], Any]]] = {
-    "auto": lambda _, value: value,
     "str": scalar_text,
     "int": _to_int,
     "float": _to_float,

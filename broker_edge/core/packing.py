@@ -7,21 +7,37 @@ instance that finds another one treats the entry as a miss, so that versions can
 from __future__ import annotations
 
 from struct import Struct
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 from broker_edge.core.exchange import Entry
 
-_HEADER = Struct(">B16sd")
+_HEADER = Struct(">BQQd")
 _VERSION = 1
+_VIEWED = 16 * 1024  # bytes from which a view is cheaper than a copy
+
+
+def header(entry: Entry) -> bytes:
+    """What stands before the value: for who sends the two one after the other."""
+    number = entry.object_id.int
+    return _HEADER.pack(_VERSION, number >> 64, number & 0xFFFF_FFFF_FFFF_FFFF, entry.created_at)
 
 
 def pack(entry: Entry) -> bytes:
-    return _HEADER.pack(_VERSION, entry.object_id.bytes, entry.created_at) + entry.value
+    return b"".join((header(entry), entry.value))
 
 
-def unpack(data: bytes | None) -> Entry | None:
-    """The entry, or None where there is none that this version can read."""
-    if data is None or len(data) < _HEADER.size or data[0] != _VERSION:
+def unpack(data: bytes | memoryview | None) -> Entry | None:
+    """The entry, or None where there is none that this version can read. The value of a large one is a view of `data`."""
+    if data is None or len(data) < _HEADER.size:
         return None
-    _, object_id, created_at = _HEADER.unpack_from(data)
-    return Entry(UUID(bytes=object_id), created_at, data[_HEADER.size :])
+    version, high, low, created_at = _HEADER.unpack_from(data)
+    if version != _VERSION:
+        return None
+    # As UUID(int=...), at a third of its cost: two halves need no checks.
+    object_id = _new(UUID)
+    _set(object_id, "int", high << 64 | low)
+    _set(object_id, "is_safe", SafeUUID.unknown)
+    return Entry(object_id, created_at, data[_HEADER.size :] if len(data) < _VIEWED else memoryview(data)[_HEADER.size :])
+
+
+_new, _set = object.__new__, object.__setattr__

@@ -6,7 +6,6 @@ Nothing is rendered and no value is judged here: that is `render`'s, for request
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -21,14 +20,16 @@ from broker_edge.errors import CallerError
 _DOMAIN: Final = b"broker_edge key1"  # sixteen bytes; another form of the key takes another
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """One request, ready to be looked up under `key` and to be rendered; its values hold secrets."""
 
     key: str
     source: DataSource
-    params: Variables = field(repr=False)
-    env: Variables = field(repr=False)
+    params: Variables
+    env: Variables
+
+    def __repr__(self) -> str:
+        return f"Plan({self.key!r})"
 
 
 def make_plan(

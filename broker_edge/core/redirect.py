@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from broker_edge.core.exchange import Outbound, Reply
-from broker_edge.core.urls import normalise_url
+from broker_edge.core.urls import normalise_url, origin_of
 from broker_edge.errors import CallerError, UpstreamError
 
 MAX_HOPS = 5
@@ -27,7 +27,7 @@ def redirected(request: Outbound, reply: Reply) -> Outbound | None:
         raise _refused("a redirect from https to http is not followed", reply.status)
     method, body = _method_and_body(request, reply.status)
     headers = request.headers if body is not None else _without(request.headers, _OF_A_BODY)
-    if _origin(here) != _origin(there):
+    if origin_of(request.url) != origin_of(there.geturl()):
         if body is not None:
             raise _refused("a redirect that would take the body to another origin is not followed", reply.status)
         headers = tuple((name, value) for name, value in headers if name.lower() in _FOR_ANYONE)
@@ -56,10 +56,6 @@ def _method_and_body(request: Outbound, status: int) -> tuple[str, bytes | None]
 
 def _without(headers: tuple[tuple[str, str], ...], names: frozenset[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in headers if name.lower() not in names)
-
-
-def _origin(url: SplitResult) -> tuple[str, str | None, int]:
-    return url.scheme, url.hostname, url.port or (443 if url.scheme == "https" else 80)
 
 
 def _refused(message: str, status: int) -> UpstreamError:

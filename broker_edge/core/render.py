@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Final
 
 from broker_edge import __version__
@@ -23,42 +23,42 @@ _DEFAULT_HEADERS: Final = (
 def render(plan: Plan) -> Outbound:
     """Fill every hole. Raises `CallerError` INVALID_VALUE naming the variable and the member it can't stand in."""
     request, scope = plan.source.request, Scope(plan.params, plan.env)
-    headers = dict(_headers(request, scope))
-    names = {name.lower() for name in headers}
+    headers = _headers(request, scope)
+    names = {name.lower() for name, _ in headers}
     content = None
     if request.body is not None:
         content, content_type = request.body.render(scope)
         if content is not None and "content-type" not in names:
-            headers["content-type"] = content_type
-    defaults = ((name, value) for name, value in _DEFAULT_HEADERS if name not in names)
-    url = request.url.render(scope, list(_pairs(request, scope)))
-    return Outbound(request.method, url, (*headers.items(), *defaults), content)
+            headers.append(("content-type", content_type))
+    headers += [default for default in _DEFAULT_HEADERS if default[0] not in names]
+    return Outbound(request.method, request.url.render(scope, _pairs(request, scope)), tuple(headers), content)
 
 
-def _headers(request: RequestTemplate, scope: Scope) -> Iterator[tuple[str, str]]:
-    for name, template in request.headers:
-        if template.hole is not None and template.hole.value(scope) is None:
-            continue
-        # Only visible ASCII: the engines send everything else each in its own way, and a line end would start a header.
-        for hole in template.holes:
-            if not _FIELD_VALUE.fullmatch(hole.text(scope)):
-                hole.refuse("a header value must be visible ASCII, spaces and tabs")
-        yield name, template.fill(scope).strip(" \t")
+def _headers(request: RequestTemplate, scope: Scope) -> list[tuple[str, str]]:
+    return [(name, text) for name, template in request.headers if (text := _header(template, scope)) is not None]
 
 
-def _pairs(request: RequestTemplate, scope: Scope) -> Iterator[tuple[str, str]]:
-    for name, template in request.params:
-        for text in _texts(template, scope):
-            yield name, text
+def _header(template: Template, scope: Scope) -> str | None:
+    if template.text is not None:
+        return template.text.strip(" \t")
+    if template.hole is not None and template.hole.value(scope) is None:
+        return None
+    text = template.fill(scope)
+    # Only visible ASCII: the engines send everything else each in its own way, and a line end would start a header.
+    if not _FIELD_VALUE.fullmatch(text):
+        guilty = next(hole for hole in template.holes if not _FIELD_VALUE.fullmatch(hole.text(scope)))
+        guilty.refuse("a header value must be visible ASCII, spaces and tabs")
+    return text.strip(" \t")
 
 
-def _texts(template: Template, scope: Scope) -> Iterator[str]:
+def _pairs(request: RequestTemplate, scope: Scope) -> list[tuple[str, str]]:
+    return [(name, text) for name, template in request.params for text in _texts(template, scope)]
+
+
+def _texts(template: Template, scope: Scope) -> Sequence[str]:
     """The texts of one query parameter: null is none; an array that fills the whole template repeats the parameter."""
     hole = template.hole
     if hole is None:
-        yield template.fill(scope)
-        return
+        return (template.fill(scope),)
     value = hole.value(scope)
-    for item in value if isinstance(value, list) else [value]:
-        if item is not None:
-            yield scalar_text(hole, item)
+    return [scalar_text(hole, item) for item in (value if isinstance(value, list) else [value]) if item is not None]

@@ -7,16 +7,16 @@ disagree. Times are epoch seconds. No fact holds a secret, a URL, a parameter or
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
+
+import msgspec
 
 from broker_edge.core.exchange import Fetched, Mode
 from broker_edge.errors import EdgeError
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(msgspec.Struct, frozen=True):
     """A span's place in its trace (W3C Trace Context): ids as integers, `parent_id` None for a root."""
 
     trace_id: int
@@ -90,35 +90,19 @@ class FlightTrail(Record):
 class Trail(Record):
     """One request of a fetch endpoint, from its arrival to its answer; closes exactly once."""
 
-    __slots__ = (
-        "collapsed",
-        "error",
-        "fetched",
-        "key",
-        "mode",
-        "outcome",
-        "project",
-        "run_id",
-        "source_id",
-        "source_name",
-        "status",
-        "why",
-    )
-
-    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
-        super().__init__(context, started_at, new_id)
-        self.run_id: UUID | None = None
-        self.source_id: UUID | None = None
-        self.source_name: str | None = None
-        self.project: str | None = None
-        self.key: str | None = None
-        self.mode: Mode = "live"
-        self.why: str | None = None
-        self.collapsed = False
-        self.fetched: Fetched | None = None
-        self.error: EdgeError | None = None
-        self.status = 0
-        self.outcome = ""
+    # Defaults of the class: a hit sets five of them, and setting all would cost it more than its key.
+    run_id: UUID | None = None
+    source_id: UUID | None = None
+    source_name: str | None = None
+    project: str | None = None
+    key: str | None = None
+    mode: Mode = "live"
+    why: str | None = None
+    collapsed = False
+    fetched: Fetched | None = None
+    error: EdgeError | None = None
+    status = 0
+    outcome = ""
 
     def deliver(self, fetched: Fetched, ended_at: float) -> None:
         self._close(ended_at, 200)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
-from urllib.parse import quote
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import quote, urlsplit
 
 from broker_edge.core.holes import Hole, Scope, Template
 from broker_edge.core.hosts import BadHost, normalise_host, normalise_ipv6
@@ -25,6 +26,7 @@ _SCHEME: Final = re.compile(r"(https?)://", re.IGNORECASE | re.ASCII)
 _FORBIDDEN: Final = re.compile(r"[\x00-\x20\x7f\\]")
 _HOST_TEXT: Final = re.compile(r"(?:[A-Za-z0-9._-]|[^\x00-\x7f])*")
 _IPV6: Final = re.compile(r"\[([0-9A-Fa-f:.]*)\](?::(.*))?")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]*")  # RFC 3986 section 2.3
 _LABEL: Final = re.compile(r"[A-Za-z0-9-]{1,63}")
 _PORT: Final = re.compile(r"[0-9]{1,16}")
 # pchar of RFC 3986 section 3.3, and query without the apostrophe, which WHATWG encodes in the query of http URLs.
@@ -32,6 +34,14 @@ _IN_SEGMENT: Final = "A-Za-z0-9._~!$&'()*+,;=:@-"
 _IN_QUERY: Final = "A-Za-z0-9._~!$&()*+,;=:@/?-"
 _ENCODED_IN_SEGMENT: Final = re.compile(rf"%(?![0-9A-Fa-f]{{2}})|[^%{_IN_SEGMENT}]")
 _ENCODED_IN_QUERY: Final = re.compile(rf"%(?![0-9A-Fa-f]{{2}})|[^%{_IN_QUERY}]")
+
+
+class Origin(NamedTuple):
+    """Where a URL leads (RFC 6454 section 4); `host` without the brackets of an IPv6 literal."""
+
+    scheme: str
+    host: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +61,9 @@ class UrlTemplate:
 
     def render(self, scope: Scope, pairs: Sequence[tuple[str, str]] = ()) -> str:
         """The absolute URL in pure ASCII, `pairs` appended to its query. Raises `CallerError` INVALID_VALUE."""
-        path = "".join("/" + _segment(segment, scope) for segment in self.segments)
+        path = "".join(["/" + _segment(segment, scope) for segment in self.segments])
         query = self.query.fill(scope, encode_value)
-        extra = "&".join(f"{encode_value(name)}={encode_value(value)}" for name, value in pairs)
+        extra = "&".join([f"{encode_value(name)}={encode_value(value)}" for name, value in pairs])
         joint = "&" if query and extra and not query.endswith("&") else ""
         target = f"{path}?{query}{joint}{extra}" if query or extra else path
         url = f"{self.scheme}://{_host(self.host, scope)}{_port(self.port, self.scheme, scope)}{target}"
@@ -72,9 +82,21 @@ def normalise_url(url: str) -> str:
     return _compile(Template((url,)), "url").render(Scope({}, {}))
 
 
+def origin_of(url: str) -> Origin:
+    """The origin of a URL in the form in which `render` gives them: the path begins at the first slash behind the scheme's."""
+    end = url.find("/", 8)
+    return _origin(url if end < 0 else url[:end])
+
+
+@lru_cache(1024)
+def _origin(url: str) -> Origin:
+    parts = urlsplit(url)
+    return Origin(parts.scheme, parts.hostname or "", parts.port or int(_DEFAULT_PORTS[parts.scheme]))
+
+
 def encode_value(text: str) -> str:
     """Percent-encode everything but RFC 3986's unreserved characters, as UTF-8."""
-    return quote(text, safe="")
+    return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
 
 
 def _compile(template: Template, member: str) -> UrlTemplate:
@@ -159,16 +181,18 @@ def _dots(text: str) -> str:
 
 
 def _segment(segment: Template, scope: Scope) -> str:
+    if segment.text is not None:
+        return segment.text
     text = segment.fill(scope, encode_value)
-    if segment.holes and _dots(text) in {"", ".", ".."}:
+    if _dots(text) in {"", ".", ".."}:
         segment.holes[0].refuse("it would change which path is meant")
     return text
 
 
 def _host(template: Template, scope: Scope) -> str:
     """A parameter fills one DNS label, so that it can't move the request to another domain; the operator's may hold dots."""
-    if not template.holes:
-        return "".join(template.literals)
+    if template.text is not None:
+        return template.text
     for hole in template.holes:
         if hole.has_param(scope) and not _LABEL.fullmatch(hole.text(scope)):
             hole.refuse("in a host name it must be one label of letters, digits and hyphens")
@@ -179,10 +203,10 @@ def _host(template: Template, scope: Scope) -> str:
 
 
 def _port(template: Template, scheme: str, scope: Scope) -> str:
-    if not template.parts:
-        return ""
+    if template.text is not None:  # compiled: never the default port
+        return template.text and f":{template.text}"
     text = template.fill(scope)
-    if template.holes and not (_PORT.fullmatch(text) and 1 <= int(text) <= 65_535):
+    if not (_PORT.fullmatch(text) and 1 <= int(text) <= 65_535):
         template.holes[0].refuse("a port must be 1 to 65535")
     port = str(int(text))
     return "" if port == _DEFAULT_PORTS[scheme] else f":{port}"

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from broker_edge.flow.timers import TimingWheel
+
 T = TypeVar("T")
 _INSIST = 0.2  # seconds for a loop to end before it is cancelled once more
 OnCrash = Callable[[str, BaseException], None]
 
 
 class Background:
-    """Owns every task that outlives a call; `on_crash(name, error)` hears of what nobody awaited."""
+    """Owns every task that outlives a call; `on_crash(name, error)` hears of what nobody awaited. `timers` is the work's."""
 
     def __init__(self, on_crash: OnCrash) -> None:
+        self.timers = TimingWheel()
         self._on_crash = on_crash
         self._work: set[asyncio.Task[Any]] = set()
         self._loops: set[asyncio.Task[Any]] = set()

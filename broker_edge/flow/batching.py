@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 
 T = TypeVar("T")
@@ -18,7 +19,10 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """`flush(items)` answers item by item, in order; an exception among the answers is that item's own."""
+    """`flush(items)` answers item by item, in order; an exception among the answers is that item's own.
+
+    A call that has no answer `within` seconds raises TierBroken. The flush goes on: it is others' too.
+    """
 
     def __init__(
         self,
@@ -28,14 +32,18 @@ class Batcher(Generic[T, R]):
         *,
         lanes: int = 1,
         most: int = 256,
+        within: float | None = None,
     ) -> None:
         self._name = name
         self._flush = flush
         self._background = background
         self._free = lanes
         self._most = most
+        self._within = within
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._scheduled = False
+        self._due: deque[tuple[float, asyncio.Future[R]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     def call(self, item: T) -> asyncio.Future[R]:
         """The answer to `item`. Cancelling the future gives up this item's answer, never the batch."""
@@ -45,7 +53,29 @@ class Batcher(Generic[T, R]):
         if not self._scheduled and self._free:
             self._scheduled = True
             loop.call_soon(self._start)
+        if self._within is not None:
+            self._watch(answer, loop.time() + self._within)
         return answer
+
+    def _watch(self, answer: asyncio.Future[R], until: float) -> None:
+        """All wait equally long, so they are due in their order, and one timer does for all of them."""
+        due = self._due
+        while due and due[0][1].done():
+            due.popleft()
+        due.append((until, answer))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(until, self._give_up)
+
+    def _give_up(self) -> None:
+        self._timer = None
+        loop, due = asyncio.get_running_loop(), self._due
+        now = loop.time()
+        while due and (due[0][0] <= now or due[0][1].done()):
+            answer = due.popleft()[1]
+            if not answer.done():
+                answer.set_exception(TierBroken("it does not answer"))
+        if due:
+            self._timer = loop.call_at(due[0][0], self._give_up)
 
     def _start(self) -> None:
         self._scheduled = False
@@ -67,15 +97,16 @@ class Batcher(Generic[T, R]):
             self._free += 1
         for (_, future), answer in settled:
             _settle(future, answer)
-        self._start()
+        if self._waiting:
+            self._start()
 
 
 def _settle(future: asyncio.Future[R], answer: R | BaseException) -> None:
     if future.done():
         return
-    if isinstance(answer, asyncio.CancelledError):
-        future.cancel()
-    elif isinstance(answer, BaseException):
-        future.set_exception(answer)
-    else:
+    if not isinstance(answer, BaseException):
         future.set_result(answer)
+    elif isinstance(answer, asyncio.CancelledError):
+        future.cancel()
+    else:
+        future.set_exception(answer)

@@ -2,14 +2,18 @@
 
 Fresh: reply. Stale but good enough: reply, and one refill goes on behind. Otherwise: join the flight of the key; whoever leads
 it recalls what the tiers hold by then, or calls the upstream and keeps the answer, and everybody who waits gets it.
+
+A server that can do without a task for every hit goes the same way in steps: `ask`, `at_hand`, `look`, and `bring` for the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 
-from broker_edge.core.exchange import Fetched, Freshness, Variables
+import msgspec
+
+from broker_edge.core.exchange import Entry, Fetched, Freshness, Variables
 from broker_edge.core.freshness import Fresh, Stale, StaleUsable, Verdict
 from broker_edge.core.plan import make_plan
 from broker_edge.core.source import DataSource
@@ -17,43 +21,85 @@ from broker_edge.core.trail import Trail
 from broker_edge.errors import CallerError, UpstreamError
 from broker_edge.flow.flights import Flights
 from broker_edge.flow.refill import Kitchen, Refill
+from broker_edge.flow.tiers import Nothing
 
 
-@dataclass(frozen=True, slots=True)
-class FetchRequest:
+class FetchRequest(msgspec.Struct, frozen=True):
     """What a caller asks for; `env` may hold secrets."""
 
     source: DataSource
-    params: Variables = field(repr=False)
-    env: Variables = field(repr=False)
+    params: Variables
+    env: Variables
     wants: Freshness
+
+    def __repr__(self) -> str:
+        return f"FetchRequest({self.source.data_source_id!r}, {self.wants!r})"
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A request with its plan; `deadline` by the loop's clock bounds all that is done for it."""
+
+    refill: Refill
+    deadline: float
+
+    @property
+    def reads_cache(self) -> bool:
+        return self.refill.plan.source.caching.reusable and self.refill.wants.mode != "refresh"
 
 
 class Broker:
     def __init__(self, kitchen: Kitchen, flights: Flights) -> None:
         self._kitchen = kitchen
+        self._tiers = kitchen.tiers
         self._flights = flights
 
     async def fetch(self, request: FetchRequest, trail: Trail) -> Fetched:
         """The answer to one request, or EdgeError; the spec's time-out bounds all of it."""
+        order = self.ask(request, trail)
+        return self.at_hand(order, trail) or await self.bring(order, trail)
+
+    def ask(self, request: FetchRequest, trail: Trail) -> Order:
         plan = make_plan(request.source, request.params, request.env, project=trail.project)
         trail.key = plan.key
-        refill = Refill(self._kitchen, plan, request.wants)
-        deadline = asyncio.get_running_loop().time() + plan.source.timeout
+        return Order(Refill(self._kitchen, plan, request.wants), asyncio.get_running_loop().time() + plan.source.timeout)
+
+    def at_hand(self, order: Order, trail: Trail) -> Fetched | None:
+        """What this process holds ready, without waiting for anybody."""
+        if not order.reads_cache:
+            return None
+        entry = self._tiers.near(order.refill.plan.key, trail)
+        return None if entry is None else self.served(order, entry)
+
+    def look(self, order: Order, trail: Trail, then: Callable[[Entry | Nothing], None]) -> bool:
+        """Call `then` with the hot tier's word, without a task; False where the request's deadline might come first."""
+        if not order.reads_cache or order.refill.plan.source.timeout < self._tiers.slowest_look:
+            return False
+        self._tiers.look(order.refill.plan.key, trail, then)
+        return True
+
+    def served(self, order: Order, found: Entry | Nothing) -> Fetched | None:
+        """What a tier holds, where the request takes it as it is."""
+        verdict = order.refill.judge(found)
+        return Fetched(verdict.entry, order.refill.plan.key, "CACHE") if isinstance(verdict, Fresh) else None
+
+    async def bring(self, order: Order, trail: Trail, found: Entry | Nothing | None = None) -> Fetched:
+        """The rest of the story; `found`: the hot tier's word where it has been asked."""
+        refill, deadline = order.refill, order.deadline
+        plan, wants = refill.plan, refill.wants
         if not plan.source.caching.reusable:
             return await self._fetch_alone(refill, deadline, trail)
-        if request.wants.mode == "refresh":
+        if wants.mode == "refresh":
             return await self._refresh(refill, deadline, trail)
 
-        verdict = await self._look_up(refill, deadline, trail)
+        verdict = await self._look_up(refill, deadline, trail, found)
         if isinstance(verdict, Fresh):
             return Fetched(verdict.entry, plan.key, "CACHE")
         if isinstance(verdict, StaleUsable):
             trail.why = "stale"
-            if request.wants.mode == "live":
+            if wants.mode == "live":
                 self._flights.start(plan.key, plan.env, deadline, trail, refill)
             return Fetched(verdict.entry, plan.key, "CACHE", stale=True)
-        if request.wants.mode == "cache_only":
+        if wants.mode == "cache_only":
             raise CallerError("NOT_CACHED", "the cache holds no answer that this request accepts")
 
         trail.why = _why(verdict)
@@ -62,16 +108,18 @@ class Broker:
             trail.why = "stale"
         if fetched.origin == "CACHE" and not isinstance(refill.judge(fetched.entry), Fresh):
             # The flight recalled what was good enough for its leader, who accepts older answers than this request does.
-            strict = Refill(self._kitchen, plan, replace(request.wants, mode="refresh"))
+            strict = Refill(self._kitchen, plan, msgspec.structs.replace(wants, mode="refresh"))
             return await self._refresh(strict, deadline, trail)
         return fetched
 
-    async def _look_up(self, refill: Refill, deadline: float, trail: Trail) -> Verdict:
+    async def _look_up(self, refill: Refill, deadline: float, trail: Trail, found: Entry | Nothing | None) -> Verdict:
         """The hot tier's word; the durable tier is asked here only for what a flight would not look for."""
         beyond_a_flight = refill.wants.mode == "cache_only" or refill.wants.max_stale > 0
+        if found is not None and not beyond_a_flight:
+            return refill.judge(found)
         try:
             async with asyncio.timeout_at(deadline):
-                verdict = refill.judge(await refill.hot(trail))
+                verdict = refill.judge(await refill.hot(trail) if found is None else found)
                 if beyond_a_flight and not isinstance(verdict, Fresh | StaleUsable):
                     return refill.judge(await refill.durable(trail))
         except TimeoutError:

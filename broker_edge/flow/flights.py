@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -21,9 +21,11 @@ from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, Trail
 from broker_edge.errors import CODES, EdgeError, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
+from broker_edge.flow.flight import Flight, Outcome, timed_out
 from broker_edge.flow.guarded import guarded
 from broker_edge.ports import Bell, Fleet, Lead
 
+B = TypeVar("B")
 _STORED = b"stored"
 # Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
 _NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL"})
@@ -33,47 +35,16 @@ _ANYBODYS = frozenset({"TIMEOUT", "OVERLOADED", "CIRCUIT_OPEN", "STORAGE_UNAVAIL
 _ANYBODYS_STATUS = frozenset({502, 503, 504})
 
 
-class Work(Protocol):
-    """The work of a flight: `recall` answers what the tiers hold by now, `fetch` calls the upstream and stores."""
+class Work(Protocol[B]):
+    """The work of a flight: `recall` answers what the tiers hold by now, `buy` calls the upstream, `keep` stores the answer."""
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None: ...
 
     async def reread(self, trail: FlightTrail) -> Fetched | None: ...
 
-    async def fetch(self, trail: FlightTrail, remaining: Callable[[], float]) -> Fetched: ...
+    async def buy(self, trail: FlightTrail, remaining: Callable[[], float]) -> B: ...
 
-
-class _Flight:
-    def __init__(self, key: str, identity: Mapping[str, Any], trail: FlightTrail, deadline: float) -> None:
-        self.key = key
-        self.identity = identity
-        self.trail = trail
-        self.deadline = deadline
-        self.begun = asyncio.get_running_loop().time()
-        self.limit: asyncio.Timeout | None = None
-        self.task: asyncio.Task[Fetched | EdgeError]
-
-    def admit(self, deadline: float) -> bool:
-        """Take somebody on board who waits until `deadline`; a flight that is giving up takes nobody.
-
-        It goes on for as long as its most patient passenger's time-out, counted from its own begin: latecomers with the same
-        patience must not keep a call alive for ever that will never be answered.
-        """
-        if self.expired:
-            return False
-        patience = deadline - asyncio.get_running_loop().time()
-        if self.begun + patience > self.deadline:
-            self.deadline = self.begun + patience
-            if self.limit is not None:
-                self.limit.reschedule(self.deadline)
-        return True
-
-    @property
-    def expired(self) -> bool:
-        return self.limit is not None and self.limit.expired()
-
-    def remaining(self) -> float:
-        return self.deadline - asyncio.get_running_loop().time()
+    async def keep(self, bought: B, trail: FlightTrail) -> Fetched: ...
 
 
 class Flights:
@@ -100,9 +71,9 @@ class Flights:
         self._on_failure = on_failure
         self._now = now
         self._breaker = Breaker()
-        self._running: dict[str, _Flight] = {}
+        self._running: dict[str, Flight] = {}
 
-    async def join(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> Fetched:
+    async def join(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work[Any]) -> Fetched:
         """The result of the flight of `key`, started if none is under way; raises its EdgeError, or TIMEOUT at `deadline`.
 
         `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, another one goes, until
@@ -118,62 +89,79 @@ class Flights:
             raise outcome.with_traceback(None)
         return outcome
 
-    def _again(self, flight: _Flight, led: bool, identity: Mapping[str, Any], deadline: float, error: EdgeError) -> bool:
+    def _again(self, flight: Flight, led: bool, identity: Mapping[str, Any], deadline: float, error: EdgeError) -> bool:
         if led or deadline <= asyncio.get_running_loop().time():
             return False
         return flight.expired or not (_is_anybodys(error) or flight.identity == identity)
 
-    def start(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> None:
+    def start(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work[Any]) -> None:
         """Refill behind a reply: a flight that nobody waits for, unless it is under way already."""
         if key not in self._running:
             self._board(key, identity, deadline, trail, work)
 
-    def _board(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work) -> tuple[_Flight, bool]:
+    def _board(
+        self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work[Any]
+    ) -> tuple[Flight, bool]:
         flight = self._running.get(key)
         if flight is not None and flight.admit(deadline):
             return flight, False
-        flight = _Flight(key, identity, FlightTrail(trail.branch(), self._now(), trail.new_id), deadline)
-        self._running[key] = flight
+        record = FlightTrail(trail.branch(), self._now(), trail.new_id)
+        flight = self._running[key] = Flight(key, identity, record, deadline, self._background.timers)
         flight.task = self._background.spawn("flight", self._fly(flight, work))
         return flight, True
 
-    async def _result(self, flight: _Flight, led: bool, deadline: float, trail: Trail) -> Fetched | EdgeError:
+    async def _result(self, flight: Flight, led: bool, deadline: float, trail: Trail) -> Outcome:
         started_at, result = self._now(), "timeout"
         try:
-            async with asyncio.timeout_at(deadline):
-                outcome = await asyncio.shield(flight.task)
+            outcome = await flight.ride(deadline)
             result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
             return outcome
-        except TimeoutError:
-            return _timed_out()
         finally:
             role = "leader" if led else "follower"
             trail.note("flight", started_at, self._now(), role, result, flight.trail.context)
 
-    async def _fly(self, flight: _Flight, work: Work) -> Fetched | EdgeError:
-        """Never raises: an outcome that many waiters share is a value."""
+    async def _fly(self, flight: Flight, work: Work[Any]) -> None:
+        """Passengers are told as soon as the answer is safe; the fleet is told behind them, but of a failure before them.
+
+        A request that comes after a failure is known here must not hear that flight's bell and take it for its own.
+        """
         try:
-            async with asyncio.timeout_at(flight.deadline) as limit:
-                flight.limit = limit
-                limit.reschedule(flight.deadline)  # somebody with more time may have joined before this task began
-                outcome: Fetched | EdgeError = await self._lead(flight, work)
-        except TimeoutError:
-            outcome = _timed_out()
-        except EdgeError as error:
-            outcome = error
-        except Exception as error:  # noqa: BLE001 whatever it was, waiters get an answer and the log gets its name
-            outcome = EdgeError("INTERNAL", "the edge failed while it fetched")
-            self._on_failure("flight", error, f"{flight.trail.context.trace_id:032x}")
+            outcome = await self._outcome(flight, work)
+            if isinstance(outcome, EdgeError):
+                await self._settle(flight, _message_of(outcome, bare=not flight.identity))
+        except asyncio.CancelledError:
+            flight.crash()
+            raise
         finally:
             if self._running.get(flight.key) is flight:
                 del self._running[flight.key]
         flight.trail.result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
         flight.trail.ended_at = self._now()
+        flight.land(outcome)
         self._on_end(flight.trail)
-        return outcome
+        if not isinstance(outcome, EdgeError):
+            await self._settle(flight, _STORED)
 
-    async def _lead(self, flight: _Flight, work: Work) -> Fetched:
-        key, token = flight.key.partition(":")[0], self._new_token()
+    async def _outcome(self, flight: Flight, work: Work[Any]) -> Outcome:
+        """An outcome that many waiters share is a value. Raises only the cancellation that is not its own deadline's."""
+        flight.take_off()
+        try:
+            return await self._lead(flight, work)
+        except asyncio.CancelledError:
+            if not flight.expired or flight.task.uncancel():
+                await self._settle(flight, _message_of(timed_out(), bare=False))  # followers elsewhere are let go
+                raise
+            return timed_out()
+        except EdgeError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 whatever it was, waiters get an answer and the log gets its name
+            self._on_failure("flight", error, f"{flight.trail.context.trace_id:032x}")
+            return EdgeError("INTERNAL", "the edge failed while it fetched")
+        finally:
+            flight.touch_down()
+
+    async def _lead(self, flight: Flight, work: Work[Any]) -> Fetched:
+        key, token = flight.tier_key, self._new_token()
         give_up = asyncio.get_running_loop().time() + self._wait
         async with self._fleet.listen(key) as bell:
             while True:
@@ -182,11 +170,11 @@ class Flights:
                     lead = await self._bid(key, token)
                 except TierBroken:
                     fetched = await self._alone(flight, work, started_at, "broken")
-                    # The lease may have been granted and only the answer lost: then somebody waits for it.
-                    self._background.spawn("settle", self._settle(key, token, _STORED))
+                    flight.token = token  # the lease may have been granted and only the answer lost: then somebody waits for it
                     return fetched
                 if lead.won:
                     flight.trail.note("flight", started_at, self._now(), "fleet_leader", "ok")
+                    flight.token = token
                     return await self._led(key, token, flight, work, lead.entry)
                 patience = min(lead.lease_left + 0.05, give_up - asyncio.get_running_loop().time())
                 if patience <= 0:
@@ -202,7 +190,7 @@ class Flights:
         except TierBroken:
             return await guarded(self._breaker, lambda: self._fleet.bid(key, token, self._lease))
 
-    async def _told(self, bell: Bell, patience: float, work: Work, flight: _Flight, started_at: float) -> Fetched | None:
+    async def _told(self, bell: Bell, patience: float, work: Work[Any], flight: Flight, started_at: float) -> Fetched | None:
         """What the leader's bell brings; None where this instance must bid again. Raises the leader's error if it is ours too."""
         message = await bell.ring(patience)
         flight.trail.note("flight", started_at, self._now(), "fleet_follower", "ok" if message else "lapsed")
@@ -216,43 +204,35 @@ class Flights:
             return None
         raise error
 
-    async def _alone(self, flight: _Flight, work: Work, started_at: float, role: str) -> Fetched:
+    async def _alone(self, flight: Flight, work: Work[Any], started_at: float, role: str) -> Fetched:
         flight.trail.note("flight", started_at, self._now(), role, "ok")
-        return await work.recall(None, flight.trail) or await work.fetch(flight.trail, flight.remaining)
+        return await self._refill(None, flight, work)
 
-    async def _led(self, key: str, token: str, flight: _Flight, work: Work, found: Entry | None) -> Fetched:
-        """The work under the lease. Settling runs in a task of its own: a cancelled flight still lets its followers go."""
+    async def _led(self, key: str, token: str, flight: Flight, work: Work[Any], found: Entry | None) -> Fetched:
+        """The work under the lease, which is kept while it lasts; quick work never comes to that."""
+        renewals: list[asyncio.Task[None]] = []
+        timers, soon = self._background.timers, asyncio.get_running_loop().time() + self._lease / 3
+        alarm = timers.at(soon, lambda: renewals.append(self._background.spawn("renew", self._renew_forever(key, token))))
         try:
-            async with self._renewing(key, token):
-                fetched = await work.recall(found, flight.trail) or await work.fetch(flight.trail, flight.remaining)
-        except BaseException as error:
-            message = _message_of(error if isinstance(error, EdgeError) else _timed_out(), bare=not flight.identity)
-            # Before the failure is known here: a request that comes after it must not hear this bell and take it for its own.
-            await asyncio.shield(self._background.spawn("settle", self._settle(key, token, message)))
-            raise
-        self._background.spawn("settle", self._settle(key, token, _STORED))
-        return fetched
-
-    async def _settle(self, key: str, token: str, message: bytes) -> None:
-        with contextlib.suppress(TierBroken):  # the lease lapses by itself
-            await guarded(self._breaker, lambda: self._fleet.settle(key, token, message))
-
-    @contextlib.asynccontextmanager
-    async def _renewing(self, key: str, token: str) -> AsyncIterator[None]:
-        """Keep the lease while the work lasts; quick work never comes to it, and costs one timer."""
-        loop, renewal = asyncio.get_running_loop(), None
-
-        def begin() -> None:
-            nonlocal renewal
-            renewal = self._background.spawn("renew", self._renew_forever(key, token))
-
-        timer = loop.call_later(self._lease / 3, begin)
-        try:
-            yield
+            return await self._refill(found, flight, work)
         finally:
-            timer.cancel()
-            if renewal is not None:
+            timers.off(alarm)
+            for renewal in renewals:
                 renewal.cancel()
+
+    async def _refill(self, found: Entry | None, flight: Flight, work: Work[Any]) -> Fetched:
+        recalled = await work.recall(found, flight.trail)
+        if recalled is not None:
+            return recalled
+        bought = await work.buy(flight.trail, flight.remaining)
+        flight.bought = True
+        return await work.keep(bought, flight.trail)
+
+    async def _settle(self, flight: Flight, message: bytes) -> None:
+        token = flight.token
+        if token is not None:
+            with contextlib.suppress(TierBroken):  # the lease lapses by itself
+                await guarded(self._breaker, lambda: self._fleet.settle(flight.tier_key, token, message))
 
     async def _renew_forever(self, key: str, token: str) -> None:
         while True:
@@ -260,10 +240,6 @@ class Flights:
                 if not await self._fleet.renew(key, token, self._lease):
                     await self._fleet.bid(key, token, self._lease)  # flushed away: nobody else may lead while this call runs
             await asyncio.sleep(self._lease / 3)
-
-
-def _timed_out() -> UpstreamError:
-    return UpstreamError("TIMEOUT", "the data source did not answer within source.timeout")
 
 
 def _is_anybodys(error: EdgeError) -> bool:

@@ -1,8 +1,8 @@
 """Journal: one row for every answer, none lost, never in the request's way.
 
-A row is framed into the local spool before its reply starts and shipped to the database in batches behind it. Shipping is at
-least once, the row's id makes it exactly once. What the database refuses for good is set aside in a file, counted and named
-in the log, so that one bad row holds up nothing.
+A row is framed into the local spool before its reply starts, by one write(2), and shipped to the database in batches behind
+it. Shipping is at least once, the row's id makes it exactly once. What the database refuses for good is set aside in a file,
+counted and named in the log, so that one bad row holds up nothing.
 """
 
 from __future__ import annotations
@@ -15,19 +15,34 @@ from uuid import UUID
 import msgspec
 
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow, row_of
+from broker_edge.core.journal_row import (
+    Frame,
+    ObjectFrame,
+    PackedRows,
+    RequestRow,
+    frame_of,
+    is_packed_row,
+    pack_row,
+    unpack_row,
+)
 from broker_edge.core.trail import Trail
 from broker_edge.errors import TierBroken
 from broker_edge.ports import DurableTier, Refused, Spool
 
-_LINGER = 0.05  # seconds between batches: rows wait for nobody, and larger batches cost the database less
-_MOST = 2000
+# Seconds between batches: rows wait for nobody, and larger batches cost less. Full ones follow each other without a pause.
+_LINGER = 0.1
+_MOST = 2000  # frames of a batch: to read, sort and join them holds the event loop for one to two milliseconds
+
+Item = bytes | ObjectFrame  # a packed row, or an object
 
 
 class Journal:
-    """Counts rows in `appended`, `shipped`, frames in `rejected`; `failing`: the database did not take the last batch."""
+    """Counts rows in `appended`, `shipped`, frames in `rejected`; `failing`: the database did not take the last batch.
 
-    def __init__(self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID]) -> None:
+    `new_id` draws the rows' ids, as UUIDs or as their sixteen bytes, which is cheaper.
+    """
+
+    def __init__(self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID | bytes]) -> None:
         self._spool = spool
         self._durable = durable
         self._rejected_spool = rejected
@@ -44,10 +59,19 @@ class Journal:
 
     def record(self, trail: Trail) -> None:
         """The row of a closed trail, safe from the death of this process when it returns; raises TierBroken."""
-        self._spool.append(self._encoder.encode(row_of(trail, self._new_id())))
-        self.appended += 1
-        self._waits(time.monotonic())
+        self.record_all((trail,))
+
+    def record_all(self, trails: Sequence[Trail]) -> None:
+        """The rows of closed trails in one write; where it fails none is written."""
+        self._spool.append_all([self._frame(trail) for trail in trails])
+        self.appended += len(trails)
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
         self._wake.set()
+
+    def _frame(self, trail: Trail) -> bytes:
+        row_id = self._new_id()
+        return frame_of(trail, row_id if isinstance(row_id, bytes) else row_id.bytes)
 
     def keep(self, item: DataObject) -> None:
         """A data object that the database could not take; raises TierBroken."""
@@ -74,13 +98,13 @@ class Journal:
         while True:
             await self._wake.wait()
             try:
-                idle = not await self.ship_batch()
+                shipped = await self.ship_batch()
                 pause = _LINGER
             except TierBroken:
-                idle, pause = False, min(5.0, pause * 2)
-            if idle:
+                shipped, pause = -1, min(5.0, pause * 2)
+            if shipped == 0:
                 self._wake.clear()
-            await asyncio.sleep(pause)
+            await asyncio.sleep(0 if shipped == _MOST else pause)
 
     async def ship_batch(self) -> int:
         """One batch into the database; answers how many frames it held. Raises TierBroken, and nothing is lost then."""
@@ -112,38 +136,51 @@ class Journal:
         return True
 
     async def _ship_frames(self, frames: Sequence[bytes]) -> None:
-        known, unknown = self._decoded(frames)
+        known, unknown = self._sorted(frames)
         refused = await self._ship(known)
         # Set aside when the rest is safe: what fails half-way is tried again from the start.
-        for frame in (*unknown, *map(self._encoder.encode, refused)):
+        for frame in (*unknown, *map(self._readable, refused)):
             self._rejected_spool.append(frame)
         self.rejected += len(unknown) + len(refused)
         self.shipped += _rows(known) - _rows(refused)
 
-    def _decoded(self, frames: Sequence[bytes]) -> tuple[list[Frame], list[bytes]]:
+    def _sorted(self, frames: Sequence[bytes]) -> tuple[list[Item], list[bytes]]:
         """The frames, and those that another version wrote and this one can't read."""
-        known: list[Frame] = []
+        known: list[Item] = []
         unknown: list[bytes] = []
         for frame in frames:
             try:
-                known.append(self._decoder.decode(frame))
-            except msgspec.DecodeError:
+                known.append(frame if is_packed_row(frame) else self._decoded(frame))
+            except (ValueError, TypeError):
                 unknown.append(frame)
         return known, unknown
 
-    async def _ship(self, frames: Sequence[Frame]) -> list[Frame]:
+    def _decoded(self, frame: bytes) -> Item:
+        item = self._decoder.decode(frame)
+        return pack_row(item) if isinstance(item, RequestRow) else item
+
+    def _readable(self, item: Item) -> bytes:
+        """The frame of what is set aside: MessagePack, which people have tools for."""
+        if not isinstance(item, bytes):
+            return self._encoder.encode(item)
+        try:
+            return self._encoder.encode(unpack_row(item))
+        except ValueError:  # it looks like a row and is none
+            return item
+
+    async def _ship(self, items: Sequence[Item]) -> list[Item]:
         """Answers what the database refuses: halved until each refused frame stands alone."""
-        rows = [frame for frame in frames if isinstance(frame, RequestRow)]
-        objects = [frame.restore() for frame in frames if isinstance(frame, ObjectFrame)]
+        rows = PackedRows([item for item in items if isinstance(item, bytes)])
+        objects = [item.restore() for item in items if not isinstance(item, bytes)]
         try:
             await self._durable.append(rows, objects)
         except Refused:
-            if len(frames) == 1:
-                return list(frames)
-            middle = len(frames) // 2
-            return await self._ship(frames[:middle]) + await self._ship(frames[middle:])
+            if len(items) == 1:
+                return list(items)
+            middle = len(items) // 2
+            return await self._ship(items[:middle]) + await self._ship(items[middle:])
         return []
 
 
-def _rows(frames: Sequence[Frame]) -> int:
-    return sum(isinstance(frame, RequestRow) for frame in frames)
+def _rows(items: Sequence[Item]) -> int:
+    return sum(isinstance(item, bytes) for item in items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 from uuid import UUID
 
 from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness
@@ -38,6 +39,14 @@ class Kitchen:
         self.now = now
 
 
+class Bought(NamedTuple):
+    """An answer that is paid for, and what it was shaped to."""
+
+    item: DataObject
+    entry: Entry
+    started_at: float
+
+
 class Refill:
     """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself."""
 
@@ -69,7 +78,13 @@ class Refill:
         return self._accepted(await self.hot(trail)) or self._accepted(await self.durable(trail))
 
     async def fetch(self, trail: Record, remaining: Callable[[], float]) -> Fetched:
-        """Call the upstream, shape its answer, keep it: the only place where money is spent."""
+        """Buy and keep, for a caller who may leave at any moment."""
+        bought = await self.buy(trail, remaining)
+        # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
+        return await asyncio.shield(self._kitchen.background.spawn("store", self.keep(bought, trail)))
+
+    async def buy(self, trail: Record, remaining: Callable[[], float]) -> Bought:
+        """Call the upstream and shape its answer: the only place where money is spent."""
         kitchen, source = self._kitchen, self.plan.source
         kitchen.check_spool()
         started_at = kitchen.now()
@@ -86,11 +101,14 @@ class Refill:
             reply.status,
             reusable=admit(reply.status, reusable=source.caching.reusable) is Admission.STORE,
         )
-        entry = Entry(item.object_id, item.created_at, await shaped(item))
-        # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
-        await asyncio.shield(kitchen.background.spawn("store", kitchen.tiers.store(item, entry, source.caching.ttl, trail)))
+        return Bought(item, Entry(item.object_id, ended_at, await shaped(item)), started_at)
+
+    async def keep(self, bought: Bought, trail: Record) -> Fetched:
+        """Store what is paid for; nothing may cancel it."""
+        item, entry, started_at = bought
+        await self._kitchen.tiers.store(item, entry, self.plan.source.caching.ttl, trail)
         # An entry leaves the hot tier when its ttl ends, so that only the durable tier knew of one that is stale by now.
-        return Fetched(entry, self.plan.key, "REQUEST", started_at, ended_at, reply.status, replaced_stale=self._met_stale)
+        return Fetched(entry, self.plan.key, "REQUEST", started_at, item.created_at, item.status, replaced_stale=self._met_stale)
 
     def _accepted(self, found: Entry | Nothing) -> Fetched | None:
         if isinstance(found, Entry) and isinstance(self.judge(found), Fresh):

@@ -1,4 +1,4 @@
-"""The tiers and the way between them: hot (ready bytes) over durable (immutable objects).
+"""The tiers and the way between them: near (in this process) over hot (ready bytes) over durable (immutable objects).
 
 Failure policy: the cache fails open. A tier that can't answer is BROKEN, never ABSENT: it is counted under that name, and a
 breaker keeps requests from waiting for a tier that is known to be dead.
@@ -21,7 +21,9 @@ from broker_edge.flow.background import Background
 from broker_edge.flow.batching import Batcher
 from broker_edge.flow.guarded import guarded
 from broker_edge.flow.journal import Journal
-from broker_edge.ports import DurableTier, HotTier, Refused
+from broker_edge.flow.lookups import Lookups
+from broker_edge.flow.near import NoNear
+from broker_edge.ports import DurableTier, HotTier, NearTier, Refused
 
 _OFF_LOOP = 256 * 1024  # bytes from which shaping would hold up the event loop
 
@@ -44,8 +46,12 @@ class Tiers:
         hot_max_value: int,
         durable_timeout: float,
         random: Callable[[], float],
+        near: NearTier | None = None,
+        slowest_look: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.slowest_look = slowest_look  # seconds that `look` may take where the hot tier is dying
+        self._near = near or NoNear()
         self._hot = hot
         self._durable = durable
         self._journal = journal
@@ -56,17 +62,43 @@ class Tiers:
         self.hot_breaker = Breaker()
         self.durable_breaker = Breaker()
         self.commit_breaker = Breaker()  # a database may answer look-ups and hang on commits
+        self._lookups = Lookups(hot, self.hot_breaker, background)
         self._hot_gets: Batcher[str, Entry | None] = Batcher("hot-get", hot.get_many, background, lanes=4)
-        self._durable_gets: Batcher[str, DataObject | None] = Batcher("durable-get", self._look_up, background, lanes=2, most=100)
-        self._commits: Batcher[DataObject, None] = Batcher("commit", self._commit, background, most=64)
+        self._durable_gets: Batcher[str, DataObject | None] = Batcher(
+            "durable-get", self._look_up, background, lanes=2, most=100, within=durable_timeout
+        )
+        self._commits: Batcher[DataObject, None] = Batcher("commit", self._commit, background, most=64, within=durable_timeout)
+
+    def near(self, key: str, record: Record) -> Entry | None:
+        """What this process holds itself; a miss is not noted, since the hot tier's word follows it."""
+        found = self._near.get(key)
+        if found is not None:
+            now = self._now()
+            record.note("lookup", now, now, "near", "hit")
+        return found
+
+    def look(self, key: str, record: Record, then: Callable[[Entry | Nothing], None]) -> None:
+        """As `hot`, with a callback in place of an await."""
+        started_at, begun = self._now(), self._near.begin(key)
+
+        def found(answer: Entry | BaseException | None) -> None:
+            word = Nothing.BROKEN if isinstance(answer, BaseException) else answer or Nothing.ABSENT
+            if isinstance(word, Entry):
+                self._near.offer(key, word, begun)
+            record.note("lookup", started_at, self._now(), "hot", _result(word))
+            then(word)
+
+        self._lookups.ask(key, found)
 
     async def hot(self, key: str, record: Record) -> Entry | Nothing:
         """What the hot tier holds under `key`: one round trip, shared with the look-ups of the same loop tick."""
-        started_at = self._now()
+        started_at, begun = self._now(), self._near.begin(key)
         try:
             found = await guarded(self.hot_breaker, lambda: self._hot_gets.call(key)) or Nothing.ABSENT
         except TierBroken:
             found = Nothing.BROKEN
+        if isinstance(found, Entry):
+            self._near.offer(key, found, begun)
         record.note("lookup", started_at, self._now(), "hot", _result(found))
         return found
 
@@ -75,7 +107,7 @@ class Tiers:
         started_at = self._now()
         found: Entry | Nothing = Nothing.ABSENT
         try:
-            item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key), self._durable_timeout)
+            item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
             if item is not None:
                 found = Entry(item.object_id, item.created_at, await shaped(item))
         except TierBroken:
@@ -91,7 +123,7 @@ class Tiers:
         """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
         started_at, result = self._now(), "ok"
         try:
-            await guarded(self.commit_breaker, lambda: self._commits.call(item), self._durable_timeout)
+            await guarded(self.commit_breaker, lambda: self._commits.call(item))
         except TierBroken:
             # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
             result = "spooled"
@@ -116,6 +148,10 @@ class Tiers:
                 await guarded(self.hot_breaker, lambda: self._hot.delete(key))
         except TierBroken:
             result = "broken"
+        finally:
+            # Not left to the news of it, which may come after our reply. And not done before Redis has answered: a look-up that
+            # begins earlier may still read what was there.
+            self._near.forget((key,))
         record.note("store", started_at, self._now(), "hot", result)
 
     async def _look_up(self, keys: Sequence[str]) -> Sequence[DataObject | None]:

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from broker_edge.core.content_coding import Decoder
 from broker_edge.core.exchange import Outbound, Reply, Target
@@ -19,12 +18,14 @@ from broker_edge.core.redirect import MAX_HOPS, redirected
 from broker_edge.core.retry import may_retry
 from broker_edge.core.source import RetryPolicy
 from broker_edge.core.trail import Record, TraceContext
+from broker_edge.core.urls import origin_of
 from broker_edge.errors import EdgeError, UpstreamError
 from broker_edge.guard.addresses import AddressGuard
 from broker_edge.ports import RawReply, Transport
 
 _MOST_ADDRESSES = 3  # tried one after the other while nothing has been sent
 _GROWTH = 2.0  # seconds
+_AT_ONCE = 64 * 1024  # bytes of a body that is read in one go where its length is known beforehand
 _ERROR_BODY = 64 * 1024  # read of an answer that nobody wants, so that its connection can be used again
 
 
@@ -45,6 +46,7 @@ class Upstream:
         self._guard = guard
         self._max_encoded = max_encoded
         self._max_decoded = max_decoded
+        self._at_once = min(_AT_ONCE, max_encoded, max_decoded)
         self._now = now
         self._random = random
         self.in_flight = 0
@@ -71,23 +73,28 @@ class Upstream:
         reply: Reply | int | None = None
         self.in_flight += 1
         try:
-            async with asyncio.timeout(policy.attempt_timeout) as limit:
-                reply = answer = await self._follow(_traced(request, context), policy, _within(policy, remaining))
+            reply = answer = await self._timed(_traced(request, context), policy, _within(policy, remaining))
             result = "ok"
             return answer
-        except TimeoutError:
-            result = "timeout"
-            if not limit.expired():
-                raise
-            raise UpstreamError("TIMEOUT", "an attempt took longer than source.retry.attempt_timeout") from None
         except EdgeError as error:
             result = error.code.lower()
             reply = error.upstream_status
             raise
         finally:
             self.in_flight -= 1
-            attributes = _attributes(request, attempt, reply)
+            attributes = _attributes(request, attempt, reply) if context.sampled else None
             record.note("attempt", started_at, self._now(), request.method, result, context, attributes)
+
+    async def _timed(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
+        if policy.attempt_timeout is None:
+            return await self._follow(request, policy, within)
+        try:
+            async with asyncio.timeout(policy.attempt_timeout) as limit:
+                return await self._follow(request, policy, within)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise UpstreamError("TIMEOUT", "an attempt took longer than source.retry.attempt_timeout") from None
 
     async def _follow(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
         for _ in range(MAX_HOPS + 1):
@@ -111,9 +118,7 @@ class Upstream:
 
     async def _call(self, request: Outbound, within: float) -> Reply:
         """One hop: every address is classified before it is dialled, and dialled as classified."""
-        url = urlsplit(request.url)
-        port = url.port or (443 if url.scheme == "https" else 80)
-        targets = await self._guard.targets(url.scheme, url.hostname or "", port)
+        targets = await self._guard.targets(*origin_of(request.url))
         for target in targets[: _MOST_ADDRESSES - 1]:
             try:
                 return await self._exchange(request, target, within)
@@ -128,7 +133,10 @@ class Upstream:
             return Reply(raw.status, raw.headers, body, raw.http_version)
 
     async def _read(self, raw: RawReply) -> bytes:
-        decoder = Decoder(raw.headers.get("content-encoding"), max_encoded=self._max_encoded, max_decoded=self._max_decoded)
+        coding = raw.headers.get("content-encoding")
+        if not coding and (body := await raw.whole(self._at_once)) is not None:
+            return body
+        decoder = Decoder(coding, max_encoded=self._max_encoded, max_decoded=self._max_decoded)
         async for chunk in raw.chunks():
             decoder.feed(chunk)
         return decoder.finish()
@@ -151,8 +159,9 @@ async def _discard(raw: RawReply) -> bytes:
 
 def _traced(request: Outbound, context: TraceContext) -> Outbound:
     """The trace goes on upstream (W3C Trace Context), unless the spec sets the header itself."""
-    if any(name.lower() == "traceparent" for name, _ in request.headers):
-        return request
+    for name, _ in request.headers:
+        if len(name) == 11 and name.lower() == "traceparent":
+            return request
     headers = (*request.headers, ("traceparent", context.traceparent))
     if context.state:
         headers = (*headers, ("tracestate", context.state))
@@ -161,12 +170,8 @@ def _traced(request: Outbound, context: TraceContext) -> Outbound:
 
 def _attributes(request: Outbound, attempt: int, reply: Reply | int | None) -> dict[str, object]:
     """Span attributes by the HTTP client conventions; the URL itself may hold a secret and stays out."""
-    url = urlsplit(request.url)
-    attributes: dict[str, object] = {
-        "http.request.method": request.method,
-        "url.scheme": url.scheme,
-        "server.port": url.port or (443 if url.scheme == "https" else 80),
-    }
+    scheme, _, port = origin_of(request.url)
+    attributes: dict[str, object] = {"http.request.method": request.method, "url.scheme": scheme, "server.port": port}
     if attempt:
         attributes["http.request.resend_count"] = attempt
     if isinstance(reply, Reply):

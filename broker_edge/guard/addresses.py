@@ -22,6 +22,8 @@ _DENIED = "The address of the target may not be called"
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _PORT = re.compile(r"[0-9]{1,5}")
 
+_Asked = tuple[str, str, int, TlsOptions | None]
+
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
@@ -100,11 +102,17 @@ def _parse(answer: str) -> Address:
 
 
 class AddressGuard:
-    """Turns scheme, host and port into dialable targets, or refuses."""
+    """Turns scheme, host and port into dialable targets, or refuses.
 
-    def __init__(self, resolver: Resolver, allowed: str | Sequence[str] = ()) -> None:
+    A verdict is a pure function of the answers, so it is kept beside them and holds for exactly those: other answers of the
+    resolver, which it is asked for every time, are classified before they are dialled.
+    """
+
+    def __init__(self, resolver: Resolver, allowed: str | Sequence[str] = (), *, max_verdicts: int = 10_000) -> None:
         self._resolver = resolver
         self._allowed = parse_allowed(allowed)
+        self._max_verdicts = max_verdicts
+        self._admitted: dict[_Asked, tuple[tuple[str, ...], tuple[Target, ...]]] = {}
 
     async def targets(self, scheme: str, host: str, port: int, tls: TlsOptions | None = None) -> tuple[Target, ...]:
         """One target per answer, in the resolver's order; `host` without a port, IPv6 with or without brackets.
@@ -114,12 +122,28 @@ class AddressGuard:
         host = host.removeprefix("[").removesuffix("]")
         if not host or "%" in host or not 1 <= port <= 65535:
             raise TargetDenied(_DENIED)
-        answers = await self._resolver.resolve(host, port)
+        answers = tuple(await self._resolver.resolve(host, port))
+        asked = (scheme, host, port, tls)
+        known = self._admitted.get(asked)
+        if known is not None and known[0] == answers:
+            return known[1]
+        targets = self._judge(asked, answers)
+        self._keep(asked, answers, targets)
+        return targets
+
+    def _judge(self, asked: _Asked, answers: tuple[str, ...]) -> tuple[Target, ...]:
+        scheme, host, port, tls = asked
         addresses = [_parse(answer) for answer in answers]
         if not addresses or not all(self._admits(host, address, port) for address in addresses):
             raise TargetDenied(_DENIED)
         options = tls or TlsOptions()
         return tuple(Target(scheme, host, port, str(address), options) for address in addresses)
+
+    def _keep(self, asked: _Asked, answers: tuple[str, ...], targets: tuple[Target, ...]) -> None:
+        self._admitted.pop(asked, None)
+        if len(self._admitted) >= self._max_verdicts:
+            del self._admitted[next(iter(self._admitted))]
+        self._admitted[asked] = answers, targets
 
     def _admits(self, host: str, address: Address, port: int) -> bool:
         if is_public(address) or self._allowed.holds_name(_canonical(host), port) or self._allowed.holds(address, port):

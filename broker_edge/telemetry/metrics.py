@@ -41,6 +41,7 @@ GAUGES: dict[str, tuple[tuple[str, ...], str, Mode]] = {
     "broker_edge_journal_backlog_rows": ((), "Audit rows in the spool that the database does not have yet", "livesum"),
     "broker_edge_journal_spool_bytes": ((), "Bytes in the spool that the database does not have yet", "livesum"),
     "broker_edge_journal_oldest_seconds": ((), "How long the spool has not been empty", "livemax"),
+    "broker_edge_near_tier_bytes": ((), "Bytes that entries in the near tier take up", "livesum"),
     "broker_edge_dependency_up": (("dependency",), "1 where a dependency answered last, 0 where it did not", "livemin"),
     "broker_edge_build_info": (("version",), "Always 1", "mostrecent"),
 }

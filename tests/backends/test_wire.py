@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker_edge.backends.http2_stream import FrameSplitter
 from broker_edge.backends.origins import Origins
-from broker_edge.backends.wire import authority, reply_headers, request_headers, request_target
+from broker_edge.backends.wire import IDLE_SECONDS, authority, idle_limit, reply_headers, request_headers, request_target
 from broker_edge.core.exchange import Outbound, Target
 from broker_edge.errors import UpstreamError
 
@@ -46,6 +46,14 @@ def test_the_authority_names_only_a_port_that_is_not_the_schemes(scheme: str, ho
 def test_headers_given_in_any_case_replace_the_defaults() -> None:
     request = Outbound("GET", "http://h/", (("USER-AGENT", "u"), ("aCCept", "x/y")))
     assert request_headers(request) == [("USER-AGENT", "u"), ("aCCept", "x/y")]
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("timeout=5", 4.0), ("max=9, timeout=2", 1.0), ("timeout=1", 0.5), ("timeout=75", IDLE_SECONDS), ("max=9", IDLE_SECONDS)],
+)
+def test_an_idle_connection_is_given_up_before_its_server_ends_it(said: str, seconds: float) -> None:
+    assert idle_limit(said) == seconds
 
 
 def test_a_head_is_measured_over_all_its_lines() -> None:

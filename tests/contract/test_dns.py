@@ -150,3 +150,106 @@ async def test_loopback_is_denied_however_it_is_spelled(host: str) -> None:
         with pytest.raises(TargetDenied):
             await AddressGuard(resolver).targets("http", form, 80)
     await resolver.aclose()
+
+
+# Answers asked for again behind the callers' backs
+
+
+class Hands:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+async def test_a_name_in_use_waits_for_its_first_lookup_alone() -> None:
+    lookup, clock = Lookup(lambda count: (f"8.8.8.{count}",)), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    await resolver.resolve("bureau.test", 80)
+    for count in range(1, 6):
+        assert await resolver.resolve("bureau.test", 80) == (f"8.8.8.{count}",)
+        clock.at += 19.9
+        await resolver.refresh()
+        assert len(lookup.asked) == count
+        clock.at += 0.2
+        await resolver.refresh()
+        assert len(lookup.asked) == count + 1
+    await resolver.aclose()
+
+
+async def test_a_name_that_nobody_asked_for_again_is_let_go() -> None:
+    lookup, clock = Lookup(), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    await resolver.resolve("once.test", 80)
+    await resolver.resolve("twice.test", 80)
+    await resolver.resolve("twice.test", 80)
+    for _ in range(3):
+        clock.at += 25
+        await resolver.refresh()
+    assert lookup.asked == ["once.test", "twice.test", "twice.test"]
+    await resolver.aclose()
+
+
+async def test_a_refresh_that_fails_leaves_the_answer_to_its_own_end_and_no_longer() -> None:
+    lookup, clock = Lookup(lambda count: ("8.8.8.8",) if count == 1 else ()), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    await resolver.resolve("bureau.test", 80)
+    await resolver.resolve("bureau.test", 80)
+    for _ in range(2):
+        clock.at += 14.9
+        await resolver.refresh()
+        assert await resolver.resolve("bureau.test", 80) == ("8.8.8.8",)
+    assert len(lookup.asked) == 2
+    clock.at += 0.2
+    with pytest.raises(UpstreamError):
+        await resolver.resolve("bureau.test", 80)
+    await resolver.aclose()
+
+
+async def test_a_refresh_that_hangs_leaves_the_answer_to_its_own_end() -> None:
+    lookup, clock = Lookup(), Hands()
+    resolver = SystemResolver(lookup, now=clock, timeout=0.02)
+    await resolver.resolve("bureau.test", 80)
+    await resolver.resolve("bureau.test", 80)
+    lookup.leave.clear()
+    clock.at += 25
+    await resolver.refresh()
+    assert await resolver.resolve("bureau.test", 80) == ("8.8.8.8",)
+    clock.at += 5
+    with pytest.raises(UpstreamError):
+        await resolver.resolve("bureau.test", 80)
+    lookup.leave.set()
+    await resolver.aclose()
+
+
+async def test_requests_do_not_wait_while_a_refresh_is_under_way() -> None:
+    lookup, clock = Lookup(lambda count: (f"8.8.8.{count}",)), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    await resolver.resolve("bureau.test", 80)
+    await resolver.resolve("bureau.test", 80)
+    lookup.leave.clear()
+    clock.at += 25
+    async with asyncio.TaskGroup() as group:
+        group.create_task(resolver.refresh())
+        await started(lookup, 2)
+        assert await resolver.resolve("bureau.test", 80) == ("8.8.8.1",)
+        lookup.leave.set()
+    assert await resolver.resolve("bureau.test", 80) == ("8.8.8.2",)
+    await resolver.aclose()
+
+
+async def test_a_name_that_turns_private_is_refused_with_the_refresh() -> None:
+    lookup, clock = Lookup(lambda count: ("8.8.8.8",) if count == 1 else ("10.0.0.1",)), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    guard = AddressGuard(resolver)
+    for _ in range(2):
+        (target,) = await guard.targets("http", "rebind.test", 80)
+        assert target.address == "8.8.8.8"
+    clock.at += 20.1
+    await resolver.refresh()
+    with pytest.raises(TargetDenied):
+        await guard.targets("http", "rebind.test", 80)
+    await resolver.aclose()

@@ -19,7 +19,7 @@ from broker_edge.backends.migrations import migrate
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.tables import data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import RequestRow
+from broker_edge.core.journal_row import PackedRows, RequestRow, pack_row
 from broker_edge.errors import TierBroken
 from broker_edge.ports import Refused
 from broker_edge.settings import load
@@ -349,7 +349,136 @@ async def test_a_database_that_works_answers_a_ping(tier: SqlDurable) -> None:
     await tier.ping()
 
 
+# Batches, which take another way than a lone object or key.
+
+
+async def test_a_batch_of_new_objects_is_found_whole(tier: SqlDurable) -> None:
+    items = [item(body=f"{number}".encode(), created_at=1000.25 + number, status=200 + number) for number in range(30)]
+    items += [item(content_type=None, response_type="XML"), item(body=b""), item(body=bytes(range(256)) * 50)]
+    await tier.store(random.Random(1).sample(items, len(items)))
+    assert await tier.lookup([one.key for one in items]) == items
+
+
+async def test_an_object_that_comes_twice_in_a_batch_is_stored_once(tier: SqlDurable, engine: AsyncEngine) -> None:
+    one, two = item(), item()
+    await tier.store([one, two, one])
+    assert await tier.lookup([one.key, two.key]) == [one, two]
+    assert await objects_of(engine, [one, two]) == {one.object_id, two.object_id}
+
+
+async def test_of_a_batch_s_objects_under_one_key_the_newest_reusable_one_is_found(tier: SqlDurable, engine: AsyncEngine) -> None:
+    key, other = uuid.uuid4().hex, item()
+    items = [item(key, created_at=1000.0 + number % 7) for number in range(13)]
+    newest = item(key, created_at=1007.0)
+    unusable = item(key, created_at=1008.0, reusable=False)
+    batch = [*items, other, newest, unusable]
+    await tier.store(random.Random(2).sample(batch, len(batch)))
+    assert await tier.lookup([key, other.key]) == [newest, other]
+    assert len(await objects_of(engine, batch)) == len(batch)
+
+
+async def test_odd_text_and_large_bodies_in_a_batch_are_no_obstacle(tier: SqlDurable) -> None:
+    batch = [item(content_type=f"text/{ODD}", body=b"x" * size) for size in (10, 3 * 2**20, 6 * 2**20)]
+    await tier.store(batch)
+    await tier.store(batch[:2])
+    found = await tier.lookup([one.key for one in batch])
+    assert [one and one.body for one in found] == [one.body for one in batch]
+    assert {one and one.content_type for one in found} == {"text/" + ODD.replace("\x00", "\ufffd").replace("\ud800", "?")}
+
+
+@pytest.mark.parametrize("bad", [{"status": 2**80}, {"key": "a\ud800b"}, {"response_type": "a\ud800b"}], ids=repr)
+async def test_an_object_that_can_not_be_written_takes_its_batch_with_it(
+    tier: SqlDurable, engine: AsyncEngine, bad: dict[str, Any]
+) -> None:
+    good = [item() for _ in range(5)]
+    with pytest.raises(Refused) as refusal:
+        await tier.store([*good, item(**bad)])
+    assert str(refusal.value).isidentifier()
+    assert await objects_of(engine, good) == set()
+    await tier.store(good)
+    assert await tier.lookup([one.key for one in good]) == good
+
+
+async def test_packed_rows_arrive_like_any_others(tier: SqlDurable, engine: AsyncEngine) -> None:
+    rows = [row(error={"code": "X"}) if number % 3 else bare_row() for number in range(20)]
+    frames = [pack_row(one) for one in rows]
+    random.Random(5).shuffle(frames)
+    await tier.append(PackedRows(frames), [])
+    await tier.append(PackedRows(frames[:7]), [])
+    found = await rows_of(engine, rows)
+    assert {name: (one.outcome, one.error, one.start_time) for name, one in found.items()} == {
+        one.run_data_request_id: (one.outcome, one.error, one.start_time) for one in rows
+    }
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_what_only_looks_like_a_packed_row_is_refused(tier: SqlDurable, engine: AsyncEngine, count: int) -> None:
+    rows = [row() for _ in range(count)]
+    frames = [pack_row(one) for one in rows]
+    for bad in (frames[0][:-1], frames[0] + b"x", frames[0][:50]):
+        with pytest.raises(Refused):
+            await tier.append(PackedRows([*frames[1:], bad]), [])
+    assert await rows_of(engine, rows) == {}
+
+
+async def test_batches_and_lone_objects_of_the_same_keys_from_many_sides_all_succeed(tier: SqlDurable) -> None:
+    chance, keys = random.Random(6), [uuid.uuid4().hex for _ in range(6)]
+    objects = [item(key, created_at=1000.0 + number) for number in range(6) for key in keys]
+    async with asyncio.TaskGroup() as group:
+        for number in range(30):
+            mixed = chance.sample(objects, len(objects))
+            group.create_task(tier.store(mixed))
+            group.create_task(tier.append([row() for _ in range(number)], mixed[:20]))
+            group.create_task(tier.store(mixed[:1]))
+    assert [one and one.created_at for one in await tier.lookup(keys)] == [1005.0] * 6
+
+
+async def test_cancelled_batches_give_their_connections_back(tier: SqlDurable) -> None:
+    keys = [item().key for _ in range(3)]
+    async with asyncio.TaskGroup() as group:
+        tasks: list[asyncio.Task[Any]] = []
+        tasks += [group.create_task(tier.store([item(body=b"x" * 50_000), item(), item()])) for _ in range(20)]
+        tasks += [group.create_task(tier.lookup(keys)) for _ in range(20)]
+        for number, task in enumerate(random.Random(7).sample(tasks, 30)):
+            await asyncio.sleep(0.0005 * (number % 3))
+            task.cancel()
+    batch = [item(), item()]
+    for _ in range(10):
+        await tier.store(batch)
+        assert await tier.lookup([one.key for one in batch]) == batch
+
+
 # Outages.
+
+
+async def test_a_postgres_that_restarts_costs_batches_nothing() -> None:
+    with servers.postgres() as server:
+        tier = SqlDurable(make_engine(load({}, database_url=server.create()).database, timeout=20))
+        await migrate(tier._engine)
+        batch = [item(), item()]
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(tier.store(batch))
+        server.kill()
+        server.start()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(6):
+                group.create_task(tier.store(batch))
+        assert await tier.lookup([one.key for one in batch]) == batch
+        await tier.aclose()
+
+
+async def test_a_pooler_that_forgets_prepared_statements_is_got_along_with(postgres_server: servers.Postgres) -> None:
+    engine = make_engine(load({}, database_url=postgres_server.create()).database, pool_size=1)
+    tier = SqlDurable(engine)
+    await migrate(engine)
+    batch = [item(), item()]
+    for _ in range(3):
+        await tier.store(batch)
+        assert await tier.lookup([one.key for one in batch]) == batch
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("DEALLOCATE ALL")
+    await tier.aclose()
 
 
 Call = Callable[[SqlDurable], Any]
@@ -359,6 +488,8 @@ CALLS: dict[str, Call] = {
     "append": lambda tier: tier.append([row()], []),
     "copy": lambda tier: tier.append([row() for _ in range(50)], []),
     "ping": lambda tier: tier.ping(),
+    "lookup of several": lambda tier: tier.lookup(["a", "b"]),
+    "store of several": lambda tier: tier.store([item(), item()]),
 }
 
 
@@ -433,7 +564,7 @@ async def test_a_database_without_tables_is_broken_rather_than_refusing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     tier = SqlDurable(make_engine(url_of(kind, request, tmp_path)))
-    for name in ("lookup", "store", "append", "copy"):
+    for name in ("lookup", "store", "append", "copy", "lookup of several", "store of several"):
         with pytest.raises(TierBroken):
             await CALLS[name](tier)
     await tier.aclose()

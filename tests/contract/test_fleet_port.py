@@ -16,16 +16,17 @@ from broker_edge.ports import Fleet, HotTier, Lead
 from tests import servers
 
 LONG = 60.0
+FORMS = {"redis": "redis_server", "cluster": "redis_cluster", "sentinel": "redis_watched"}
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", *FORMS])
 async def both(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Fleet, HotTier]]:
     """A fleet that hears its bells, and the hot tier it looks into."""
     if request.param == "memory":
         memory = MemoryHot(2**20)
         yield LoneFleet(memory), memory
         return
-    redis = connect(request.getfixturevalue("redis_server").url, 10)
+    redis = connect(request.getfixturevalue(FORMS[request.param]).url, 10)
     fleet = RedisFleet(redis)
     async with asyncio.TaskGroup() as group:
         hearing = group.create_task(fleet.hear())

@@ -20,6 +20,8 @@ from broker_edge.errors import TierBroken
 from broker_edge.ports import HotTier
 from tests import servers
 
+FORMS = {"redis": "redis_server", "cluster": "redis_cluster", "sentinel": "redis_watched"}
+
 
 def key() -> str:
     return uuid.uuid4().hex
@@ -41,13 +43,13 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", *FORMS])
 async def hot(request: pytest.FixtureRequest) -> AsyncIterator[HotTier]:
     tier: HotTier
     if request.param == "memory":
         tier = MemoryHot(64 * 2**20)
     else:
-        tier = RedisHot(connect(request.getfixturevalue("redis_server").url, 10))
+        tier = RedisHot(connect(request.getfixturevalue(FORMS[request.param]).url, 10))
     yield tier
     await tier.aclose()
 
@@ -310,13 +312,33 @@ async def test_cancelled_look_ups_never_hand_their_answers_to_others(redis_serve
                 group.create_task(hot.put(name, entries[name], 600))
         tasks: dict[str, asyncio.Task[Any]] = {}
         async with asyncio.TaskGroup() as group:
+            victims = set(chance.sample(names, 200))
             for name in names:
                 tasks[name] = group.create_task(hot.get_many([name]))
-            for victim in chance.sample(names, 200):
-                for _ in range(chance.randrange(3)):
-                    await asyncio.sleep(0)
-                tasks[victim].cancel()
+                if name in victims:  # before it begins, before it is sent, or before it is answered
+                    for _ in range(chance.randrange(3)):
+                        await asyncio.sleep(0)
+                    tasks[name].cancel()
         answers = {name: task.result() for name, task in tasks.items() if not task.cancelled()}
         assert [name for name, answer in answers.items() if answer != [entries[name]]] == []
         assert 400 <= len(answers) < 590
         assert await hot.get_many(names) == [entries[name] for name in names]
+
+
+async def test_look_ups_that_are_cancelled_once_they_are_sent_shift_no_answers(own_server: servers.Valkey) -> None:
+    async with tier_of(own_server, 60) as hot:
+        names = [key() for _ in range(600)]
+        entries = {name: entry(name.encode() * (1 + number % 3 * 900)) for number, name in enumerate(names)}
+        for name in names:
+            await hot.put(name, entries[name], 600)
+        own_server.pause()
+        async with asyncio.TaskGroup() as group:
+            tasks = {name: group.create_task(hot.get_many([name])) for name in names}
+            for _ in range(5):
+                await asyncio.sleep(0)
+            for name in random.Random(7).sample(names, 200):
+                tasks[name].cancel()
+            own_server.resume()
+        answered = [name for name in names if not tasks[name].cancelled()]
+        assert len(answered) == 400
+        assert [tasks[name].result() for name in answered] == [[entries[name]] for name in answered]

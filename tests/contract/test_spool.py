@@ -128,6 +128,15 @@ def test_a_full_spool_refuses_and_takes_again_what_has_room(opened: Open) -> Non
     assert drained(spool) == [b"again"]
 
 
+def test_frames_that_are_appended_together_are_kept_together_or_not_at_all(opened: Open) -> None:
+    spool = opened(max_bytes=1000)
+    spool.append_all([b"a" * 100, b"b" * 100])
+    with pytest.raises(TierBroken, match="full"):
+        spool.append_all([b"c" * 100] * 8)
+    assert (spool.backlog_frames, spool.backlog_bytes) == (2, 2 * (100 + HEAD))
+    assert drained(spool) == [b"a" * 100, b"b" * 100]
+
+
 def test_a_full_spool_says_so_until_there_is_room(opened: Open) -> None:
     spool = opened(max_bytes=100)
     assert not spool.full

@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -774,4 +776,235 @@ async def test_httpx_opens_further_connections_to_a_peer_with_few_streams() -> N
         assert server.connections == 3
         for task in tasks:
             task.cancel()
+    await transport.aclose()
+
+
+# The body at once
+
+
+@pytest.mark.parametrize("http2", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 65_536, 1_000_000])
+async def test_a_body_of_known_length_within_the_bound_comes_whole(transport: Transport, http2: bool, size: int) -> None:
+    body = (bytes(range(256)) * (size // 256 + 1))[: min(size, 60_000) if http2 else size]
+    length = [("content-length", str(len(body)))]
+    server: Any = Http2Server(lambda _: (200, length, body)) if http2 else RawServer(replying(body))
+    async with server:
+        for _ in range(2):
+            async with asyncio.timeout(10), transport.open(outbound(server), target(server), within=10.0) as reply:
+                assert await reply.whole(len(body)) == body
+        assert server.connections == 1
+
+
+async def test_a_body_over_the_bound_is_left_to_be_taken_in_chunks(transport: Transport) -> None:
+    async with RawServer(replying(b"four")) as server, transport.open(outbound(server), target(server), within=10.0) as reply:
+        assert await reply.whole(3) is None
+        assert b"".join([chunk async for chunk in reply.chunks()]) == b"four"
+
+
+@pytest.mark.parametrize("head", ["", "Content-Length: 2\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked"])
+async def test_a_body_that_its_framing_does_not_bound_is_not_taken_whole(transport: Transport, head: str) -> None:
+    body = b"2\r\nok\r\n0\r\n\r\n" if "chunked" in head else b"ok"
+
+    async def handle(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 200 OK\r\nX-A: b\r\n" + (head.encode() + b"\r\n" if head else b"") + b"\r\n" + body)
+
+    async with RawServer(handle) as server, transport.open(outbound(server), target(server), within=10.0) as reply:
+        assert await reply.whole(1_000_000) is None
+        assert b"".join([chunk async for chunk in reply.chunks()]) == b"ok"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_without_a_body_is_whole_and_empty(transport: Transport, method: str) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n" if method == "HEAD" else b"HTTP/1.1 304 X\r\nContent-Length: 9\r\n\r\n"
+    async with RawServer(answering(lambda _: head)) as server:
+        for _ in range(2):
+            async with transport.open(outbound(server, method=method), target(server), within=10.0) as reply:
+                assert await reply.whole(100) == b""
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_a_whole_body_cut_short_is_incomplete_and_its_status_known(transport: Transport, reset: bool) -> None:
+    head_seen = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 503 X\r\nContent-Length: 20\r\nRetry-After: 7\r\n\r\nhi")
+        await head_seen.wait()
+        if reset:
+            peer.reset()
+
+    async with RawServer(handle) as server, asyncio.timeout(10):
+        async with transport.open(outbound(server), target(server), within=10.0) as reply:
+            assert (reply.status, reply.headers["retry-after"]) == (503, "7")
+            head_seen.set()
+            error = await failing(reply.whole(100))
+        assert (error.code, error.sent) == ("UPSTREAM_INCOMPLETE", True)
+
+
+async def test_a_cancelled_whole_body_ends_the_connection(transport: Transport) -> None:
+    gone = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.receive()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi")
+        await peer.until_gone()
+        gone.set()
+
+    async with RawServer(handle) as server, asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            async with transport.open(outbound(server), target(server), within=1.0) as reply, asyncio.timeout(0):
+                await reply.whole(100)
+        await gone.wait()
+
+
+# Connections that their peer ends
+
+
+def counting(seen: Counter[bytes], each: int, *, announced: bool) -> Callable[[Peer], Awaitable[None]]:
+    """A handler that ends its connection after `each` requests, with a word of it or without."""
+
+    async def handle(peer: Peer) -> None:
+        for number in range(each):
+            got = await peer.receive()
+            seen[got.body] += 1
+            await peer.reply(b"ok", headers=[("Connection", "close")] if announced and number == each - 1 else ())
+
+    return handle
+
+
+async def _post_all(transport: Transport, server: RawServer, numbers: Iterator[int]) -> Counter[tuple[str, bool]]:
+    """Every number once, twenty at a time; the failures by code and `sent`."""
+    failures: Counter[tuple[str, bool]] = Counter()
+
+    async def work() -> None:
+        for number in numbers:
+            try:
+                assert (await fetch(transport, server, method="POST", body=b"%d" % number)).body == b"ok"
+            except UpstreamError as error:
+                failures[error.code, error.sent] += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(work())
+    return failures
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_connections_that_end_after_some_requests_fail_none_of_2000(transport: Transport, tls: bool) -> None:
+    seen: Counter[bytes] = Counter()
+    context = server_context() if tls else None
+    async with RawServer(counting(seen, 7, announced=True), tls=context) as server:
+        assert not await _post_all(transport, server, iter(range(2000)))
+        assert seen == {b"%d" % number: 1 for number in range(2000)}
+        assert server.connections >= 2000 // 7
+
+
+async def test_connections_that_end_while_idle_fail_none_of_2000(transport: Transport) -> None:
+    seen: Counter[bytes] = Counter()
+    everybody_out = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(counting(seen, 2000, announced=False)(peer))
+            await everybody_out.wait()
+            serving.cancel()
+        await peer.end()
+
+    async with RawServer(handle) as server:
+        for start in range(0, 2000, 100):
+            assert not await _post_all(transport, server, iter(range(start, start + 100)))
+            everybody_out.set()
+            await settled(lambda: server.open == 0)
+            everybody_out.clear()
+        assert seen == {b"%d" % number: 1 for number in range(2000)}
+        assert server.connections >= 20
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"), [("timeout=0", False), ("max=3, Timeout = 0", False), ("timeout=3600", True), ("?", True)]
+)
+async def test_a_connection_is_kept_no_longer_than_its_peer_says(transport: Transport, said: str, kept: bool) -> None:
+    async with RawServer(replying(headers=[("Keep-Alive", said)])) as server:
+        for _ in range(5):
+            assert (await fetch(transport, server, method="POST")).body == b"ok"
+        assert server.connections == (1 if kept else 5)
+        if not kept:
+            await fetch(transport, server)
+            await settled(lambda: server.open <= 1)
+
+
+async def test_a_request_that_meets_the_end_of_its_connection_is_never_made_twice(transport: Transport) -> None:
+    seen: Counter[bytes] = Counter()
+    async with RawServer(counting(seen, 3, announced=False)) as server:
+        failures = await _post_all(transport, server, iter(range(2000)))
+    assert set(failures) <= {("CONNECT_ERROR", True)}
+    assert set(seen.values()) == {1}
+    assert len(seen) >= 2000 - failures.total()
+
+
+# TLS sessions
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_tls_sessions_are_resumed(transport: Transport, version: ssl.TLSVersion) -> None:
+    context, resumed = server_context(), []
+    context.minimum_version = context.maximum_version = version
+
+    async def handle(peer: Peer) -> None:
+        resumed.append(peer.resumed)
+        await peer.receive()
+        await peer.reply(b"ok")
+
+    async with RawServer(handle, tls=context) as server:
+        for _ in range(4):
+            assert (await fetch(transport, server)).body == b"ok"
+            await settled(lambda: server.open == 0)
+    assert resumed == [False, True, True, True]
+
+
+async def test_a_session_serves_no_other_identity_or_trust(transport: Transport) -> None:
+    resumed = []
+
+    async def handle(peer: Peer) -> None:
+        resumed.append(peer.resumed)
+        await peer.receive()
+        await peer.reply(b"ok")
+
+    async with RawServer(handle, tls=server_context()) as server:
+        for tls in (TlsOptions(), TlsOptions(ca=ca_pem()), TlsOptions(identity=identity_pem())):
+            assert (await read(transport, outbound(server), target(server, tls=tls))).status == 200
+            await settled(lambda: server.open == 0)
+    assert resumed == [False, False, False]
+
+
+# The bulkhead
+
+
+async def test_requests_over_the_bound_of_an_origin_wait_and_leave_others_alone(engine: Engine) -> None:
+    transport = engine(5.0, max_in_flight=3)
+    release = asyncio.Event()
+
+    async def handle(peer: Peer) -> None:
+        while True:
+            got = await peer.receive()
+            if "/held" in got.line:
+                await release.wait()
+            await peer.reply(b"ok")
+
+    async with RawServer(handle) as slow, RawServer(handle) as quick, asyncio.TaskGroup() as group:
+        held = [group.create_task(fetch(transport, slow, f"/held/{number}")) for number in range(8)]
+        await settled(lambda: len(slow.received) == 3)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01), transport.open(outbound(slow), target(slow), within=0.01):
+                pass
+        assert (await fetch(transport, quick)).body == b"ok"
+        assert (len(slow.received), slow.open) == (3, 3)
+        held[0].cancel()
+        held[7].cancel()
+        release.set()
+        await asyncio.wait(held)
+        assert [task.cancelled() for task in held] == [True, *[False] * 6, True]
+        assert (await fetch(transport, slow)).body == b"ok"
     await transport.aclose()

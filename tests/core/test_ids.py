@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from uuid import RFC_4122, UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_edge.core.ids import uuid7
+from broker_edge.core.ids import uuid7, uuid7_bytes, uuid_of
 
 NOW = st.floats(0, 4_000_000_000)
 BITS = st.integers(0, 2**74 - 1)
@@ -40,3 +41,22 @@ def test_a_later_millisecond_sorts_later(now: float, one: int, two: int) -> None
 @given(NOW, st.integers(2**74, 2**200))
 def test_more_bits_than_needed_do_no_harm(now: float, bits: int) -> None:
     assert uuid7(now, bits) == uuid7(now, bits % 2**74)
+
+
+@given(NOW, st.integers(0, 2**200))
+def test_bytes_and_objects_are_the_same_id(now: float, bits: int) -> None:
+    made = uuid7(now, bits)
+    assert uuid7_bytes(now, bits) == made.bytes
+    assert uuid_of(made.bytes) == made
+
+
+@given(st.uuids())
+def test_an_id_from_bytes_is_like_any_other(one: UUID) -> None:
+    made = uuid_of(one.bytes)
+    assert (made, str(made), hash(made), made.is_safe) == (one, str(one), hash(one), one.is_safe)
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 15, b"x" * 17])
+def test_other_lengths_are_no_id(data: bytes) -> None:
+    with pytest.raises(ValueError, match="sixteen"):
+        uuid_of(data)

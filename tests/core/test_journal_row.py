@@ -7,9 +7,21 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from broker_edge.core.exchange import DataObject, Entry, Fetched
-from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow, row_of
+from broker_edge.core.journal_row import (
+    Frame,
+    ObjectFrame,
+    PackedRows,
+    RequestRow,
+    frame_of,
+    is_packed_row,
+    pack_row,
+    row_of,
+    unpack_row,
+)
 from broker_edge.core.trail import TraceContext, Trail
 from broker_edge.errors import CallerError, UpstreamError
 
@@ -110,3 +122,76 @@ def test_a_row_of_an_earlier_version_can_still_be_read() -> None:
         "error",
         "project_id",
     )
+
+
+ROWS = st.builds(
+    RequestRow,
+    run_data_request_id=st.uuids(),
+    created_at=st.integers(0, 4 * 10**15).map(lambda microseconds: microseconds / 1e6),
+    run_id=st.none() | st.uuids(),
+    data_object_id=st.none() | st.uuids(),
+    data_source_id=st.none() | st.uuids(),
+    data_origin=st.sampled_from([None, "REQUEST", "CACHE"]),
+    start_time=st.none() | st.floats(0, 4e9),
+    end_time=st.none() | st.floats(0, 4e9),
+    error=st.none() | st.fixed_dictionaries({"code": st.sampled_from(["TIMEOUT"]), "retryable": st.booleans()}),
+    project_id=st.none() | st.uuids(),
+    key=st.none() | st.text("0123456789abcdef\u00e9", max_size=40),
+    outcome=st.text("abc_\u00e9", max_size=20),
+    status_code=st.integers(-(2**31), 2**31 - 1),
+    trace_id=st.text("0123456789abcdef", max_size=32),
+)
+
+
+@given(ROWS)
+def test_a_row_is_read_as_it_was_packed(row: RequestRow) -> None:
+    frame = pack_row(row)
+    assert is_packed_row(frame)
+    assert unpack_row(frame) == row
+
+
+@given(ROWS, st.data())
+def test_what_is_cut_short_is_no_row(row: RequestRow, data: st.DataObject) -> None:
+    frame = pack_row(row)
+    with pytest.raises(ValueError, match=r"\w"):
+        unpack_row(frame[: data.draw(st.integers(0, len(frame) - 1))])
+
+
+@given(ROWS)
+def test_the_frames_of_an_earlier_version_are_told_apart(row: RequestRow) -> None:
+    assert not is_packed_row(msgspec.msgpack.encode(row))
+    item = DataObject(OBJECT, SOURCE, "k", b"", 0.0, None, "XML", 203, reusable=True)
+    assert not is_packed_row(msgspec.msgpack.encode(ObjectFrame.of(item)))
+
+
+def test_frames_sort_by_the_rows_ids() -> None:
+    made = trail()
+    made.deliver(Fetched(ENTRY, "k" * 32, "CACHE"), 1001.0)
+    ids = [UUID(int=random.getrandbits(128)) for _ in range(50)]
+    frames = sorted(frame_of(made, one.bytes) for one in ids)
+    assert [row.run_data_request_id for row in PackedRows(frames)] == sorted(ids)
+
+
+def test_packed_rows_are_a_sequence_of_rows() -> None:
+    made = trail()
+    made.deliver(Fetched(ENTRY, "k" * 32, "CACHE"), 1001.0)
+    wanted = [row_of(made, UUID(int=number)) for number in range(5)]
+    rows = PackedRows([pack_row(row) for row in wanted])
+    assert (len(rows), list(rows), rows[2], list(rows[1:3])) == (5, wanted, wanted[2], wanted[1:3])
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "a\x00b\ud800c"])
+def test_text_that_no_database_takes_is_replaced_in_an_error(text: str) -> None:
+    made = trail()
+    made.fail(CallerError("INVALID_REQUEST", text), 1001.0)
+    error = row_of(made, ROW).error
+    assert error is not None
+    assert error["message"] == text.replace("\x00", "\ufffd").replace("\ud800", "?")
+
+
+@pytest.mark.parametrize("members", [{"status_code": 2**31}, {"status_code": 2**80}, {"outcome": "a\ud800"}])
+def test_a_row_that_no_column_can_hold_is_not_packed(members: dict[str, object]) -> None:
+    made = trail()
+    made.deliver(Fetched(ENTRY, "k" * 32, "CACHE"), 1001.0)
+    with pytest.raises(ValueError, match=r"too large|surrogates"):
+        pack_row(msgspec.structs.replace(row_of(made, ROW), **members))

@@ -45,3 +45,22 @@ def test_another_version_s_layout_is_no_entry(version: int) -> None:
 def test_garbage_never_fails(data: bytes) -> None:
     found = unpack(data)
     assert found is None or pack(found) == data or data[17:25] != pack(found)[17:25]
+
+
+def test_an_object_s_id_is_like_any_other() -> None:
+    found = unpack(pack(Entry(OBJECT, 1.5, b"value")))
+    assert found is not None
+    assert (found.object_id, hash(found.object_id), str(found.object_id)) == (OBJECT, hash(OBJECT), str(OBJECT))
+    assert found.object_id.is_safe == OBJECT.is_safe
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_the_value_of_a_large_entry_is_a_view_of_what_was_received(kind: type[bytes | memoryview]) -> None:
+    value = bytes(range(256)) * 400
+    received = kind(pack(Entry(OBJECT, 1.5, value)))
+    found = unpack(received)
+    assert found is not None
+    assert isinstance(found.value, memoryview)
+    assert found.value.obj is (received.obj if isinstance(received, memoryview) else received)
+    assert found == Entry(OBJECT, 1.5, value)
+    assert pack(found) == received

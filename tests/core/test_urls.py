@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import httpx
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyreqwest.http import Url
 
+from broker_edge.core.urls import encode_value, normalise_url, origin_of
 from broker_edge.errors import CallerError
 from tests.core.specs import refused_spec, refused_value, sent, source_of
 
@@ -287,3 +288,27 @@ def test_ipv6_addresses_are_written_as_both_engines_do(address: Any) -> None:
 
 def test_holes_of_a_resolved_segment_need_no_value() -> None:
     assert source_of(url=HOST + "/{{ x }}/../b").request.names == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("http://a.example/", ("http", "a.example", 80)),
+        ("https://a.example/b/c?d=/", ("https", "a.example", 443)),
+        ("https://a.example:8443/", ("https", "a.example", 8443)),
+        ("http://[2001:db8::1]:81/x", ("http", "2001:db8::1", 81)),
+        ("http://[::1]/", ("http", "::1", 80)),
+        ("http://h/", ("http", "h", 80)),
+        ("https://192.0.2.1/a:5/", ("https", "192.0.2.1", 443)),
+    ],
+)
+def test_the_origin_of_a_rendered_url(url: str, origin: tuple[str, str, int]) -> None:
+    assert normalise_url(url) == url
+    assert origin_of(url) == origin
+
+
+@given(texts)
+def test_values_are_encoded_whole_and_decode_to_themselves(text: str) -> None:
+    encoded = encode_value(text)
+    assert encoded == quote(text, safe="")
+    assert unquote(encoded) == text

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.batching import Batcher
 
@@ -182,3 +183,33 @@ async def test_a_flush_that_answers_too_little_leaves_nobody_waiting(background:
     answers = await all_of([calls.call(1), calls.call(2)])
     assert all(isinstance(answer, ValueError) for answer in answers)
     assert await calls.call(3) == 7
+
+
+async def test_a_call_that_is_not_answered_in_time_is_given_up_and_no_other(backend: Backend, background: Background) -> None:
+    calls: Batcher[int, int] = Batcher("numbers", backend.flush, background, within=0.03)
+    backend.gate.clear()
+    first, queued = calls.call(1), calls.call(2)
+    for answer in await all_of([first, queued]):
+        assert isinstance(answer, TierBroken)
+    later = calls.call(3)
+    backend.gate.set()
+    assert await all_of([later]) == [6]
+
+
+async def test_calls_that_wait_for_a_lane_are_given_up_too(backend: Backend, background: Background) -> None:
+    calls: Batcher[int, int] = Batcher("numbers", backend.flush, background, within=0.03)
+    backend.gate.clear()
+    first = calls.call(1)
+    await backend.begun.wait()
+    queued = calls.call(2)
+    assert [type(answer) for answer in await all_of([first, queued])] == [TierBroken] * 2
+    backend.gate.set()
+    assert await calls.call(3) == 6
+    assert backend.batches == [[1], [3]]
+
+
+async def test_what_is_answered_is_not_kept_for_its_time_limit(backend: Backend, background: Background) -> None:
+    calls: Batcher[int, int] = Batcher("numbers", backend.flush, background, within=1000)
+    for number in range(10):
+        assert await calls.call(number * 10) == number * 20
+    assert len(calls._due) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from broker_edge.backends.spool import FileSpool
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow
+from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow, row_of
 from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.journal import Journal
@@ -180,6 +180,33 @@ async def test_a_frame_that_this_version_can_not_read_is_set_aside(setup: Setup,
     assert setup.runs == before + after
     assert list(setup.rejected.read(10)) == [frame]
     assert (setup.journal.shipped, setup.journal.rejected) == (4, 1)
+
+
+async def test_rows_that_an_earlier_version_spooled_are_shipped_among_the_others(setup: Setup) -> None:
+    runs = setup.record(2)
+    old = uuid.uuid4()
+    setup.spool.append(msgspec.msgpack.encode(row_of(closed_trail(old), uuid.uuid4())))
+    runs += [old, *setup.record(2)]
+    assert await setup.journal.flush(60)
+    assert setup.runs == runs
+    assert setup.journal.shipped == 5
+
+
+async def test_an_earlier_version_s_row_that_no_column_can_hold_is_set_aside(setup: Setup) -> None:
+    row = msgspec.structs.replace(row_of(closed_trail(uuid.uuid4()), uuid.uuid4()), status_code=2**40)
+    setup.spool.append(msgspec.msgpack.encode(row))
+    runs = setup.record(1)
+    assert await setup.journal.flush(60)
+    assert setup.runs == runs
+    assert setup.set_aside() == [row]
+
+
+async def test_ids_may_be_drawn_as_bytes(setup: Setup) -> None:
+    drawn = uuid.uuid4()
+    journal = Journal(setup.spool, setup.database, setup.rejected, lambda: drawn.bytes)
+    journal.record(closed_trail(uuid.uuid4()))
+    await journal.ship_batch()
+    assert list(setup.database.rows) == [drawn]
 
 
 async def test_nothing_is_forgotten_while_the_refused_can_not_be_set_aside(tmp_path: Path) -> None:

@@ -139,6 +139,47 @@ async def test_the_address_dialled_is_the_one_classified() -> None:
         await guard.targets("http", "rebind.test", 80)
 
 
+async def test_a_verdict_holds_for_its_answers_alone() -> None:
+    rounds = (["8.8.8.8"], ["8.8.8.8"], ["8.8.8.8", "1.1.1.1"], ["8.8.8.8", "127.0.0.1"], ["8.8.8.8"])
+    guard = AddressGuard(Answers(*rounds))
+    first = await guard.targets("http", "bureau.test", 80)
+    assert await guard.targets("http", "bureau.test", 80) is first
+    assert len(await guard.targets("http", "bureau.test", 80)) == 2
+    with pytest.raises(TargetDenied):
+        await guard.targets("http", "bureau.test", 80)
+    assert await guard.targets("http", "bureau.test", 80) == first
+
+
+async def test_a_verdict_holds_for_its_port_scheme_and_trust_alone() -> None:
+    guard = AddressGuard(Answers(["10.0.0.1"]), "bureau.test:80")
+    tls = TlsOptions(ca=b"pem")
+    (plain,) = await guard.targets("http", "bureau.test", 80)
+    (secure,) = await guard.targets("https", "bureau.test", 80, tls)
+    assert (plain.scheme, secure.scheme, secure.tls) == ("http", "https", tls)
+    for _ in range(2):
+        with pytest.raises(TargetDenied):
+            await guard.targets("http", "bureau.test", 81)
+
+
+async def test_an_answer_changed_in_place_is_judged_again() -> None:
+    answer = ["8.8.8.8"]
+    guard = AddressGuard(Answers(answer))
+    await guard.targets("http", "bureau.test", 80)
+    answer[0] = "127.0.0.1"
+    with pytest.raises(TargetDenied):
+        await guard.targets("http", "bureau.test", 80)
+
+
+async def test_the_verdicts_that_are_kept_are_bounded() -> None:
+    guard = AddressGuard(Answers(["8.8.8.8"]), max_verdicts=2)
+    first = await guard.targets("http", "0.test", 80)
+    for number in (1, 2):
+        await guard.targets("http", f"{number}.test", 80)
+    again = await guard.targets("http", "0.test", 80)
+    assert again == first
+    assert again is not first
+
+
 async def test_a_name_without_an_answer_stays_a_dns_error() -> None:
     class Failing:
         async def resolve(self, host: str, port: int) -> Sequence[str]:

@@ -111,7 +111,7 @@ def closed() -> Trail:
 def test_the_openapi_page_names_the_members_of_a_reply(origin: Any) -> None:
     trail = closed()
     trail.deliver(Fetched(Entry(uuid.UUID(int=1), 1.0, b"[1]"), "key", origin, 1.0, 2.0), 3.0)
-    body = json.loads(reply(trail, 60)[1])
+    body = json.loads(b"".join(reply(trail, 60)[1]))
     assert set(body) == set(schemas.FetchDataReply.model_fields)
     schemas.FetchDataReply.model_validate(body)
 

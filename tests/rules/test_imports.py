@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"backends", "guard", "settings"},
     "cli": {ROOM_OF_ALL, "backends", "demo", "doctor", "errors", "server", "settings", "wiring"},
     "server": {"api", "settings"},
-    "protocol": {"api", "errors"},
+    "protocol": {"api", "errors", "shortcut"},
+    "shortcut": {"api"},
     "demo": {"backends", "cli", "server", "settings"},
     "__main__": {"cli"},
 }

@@ -252,16 +252,15 @@ async def test_without_redis_requests_are_answered_and_few_of_them_wait_for_it(
 
 
 def _commands(edge: InProcess) -> list[None]:
-    """One item for every use of a connection to Redis from now on, but for the subscription's."""
-    pool: Any = edge.edge.hot._redis.connection_pool  # type: ignore[attr-defined]
-    get, made = pool.get_connection, []
+    """One item for every use of the connection to Redis from now on, but for the subscription's."""
+    lane: Any = edge.edge.hot._redis.lane  # type: ignore[attr-defined]
+    execute, made = lane.execute, []
 
     async def counted(*arguments: Any) -> Any:
-        if "bells" not in (getattr(asyncio.current_task(), "get_name", str)()):
-            made.append(None)
-        return await get(*arguments)
+        made.append(None)
+        return await execute(*arguments)
 
-    pool.get_connection = counted
+    lane.execute = counted
     return made
 
 
