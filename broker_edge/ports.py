@@ -20,8 +20,8 @@ class RawReply(Protocol):
 
     Repeated headers are joined with ", "; one with a value outside ASCII is left out. `chunks` raises `UpstreamError`
     UPSTREAM_INCOMPLETE where the body ends before its framing says so (short Content-Length, cut chunked body, reset stream).
-    `whole` answers what `chunks` would give, at once and for less, where Content-Length promises `most` bytes or fewer; else None,
-    and the body is still to be taken. Of the two one is called, once.
+    `whole` answers what `chunks` would give, at once and for less, where Content-Length promises `most` bytes or fewer; else
+    None, and the body is still to be taken. Of the two one is called, once.
     """
 
     @property

@@ -13,29 +13,18 @@ import contextlib
 from typing import Any, NoReturn
 
 import httptools
-import orjson
 from uvicorn._types import HTTPScope
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from broker_edge.api.envelope import Headers, problem
-from broker_edge.errors import CallerError
-from broker_edge.shortcut import Shortcut
+from broker_edge.refusal import Refused, check_framing, refusal
+from broker_edge.shortcut import Heads, Shortcut
 
 _BETWEEN, _HEAD, _BODY = range(3)
 _FRAMING = {b"host", b"content-length", b"transfer-encoding"}
 _FETCH = b"/v1/fetch-data"
 _AT_ONCE = 64 * 1024  # bytes of a body up to which a request is answered by the shortcut
-
-
-class _Refused(Exception):
-    """What can't be served: an HTTP status, and a detail for the caller."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
 
 
 class EdgeProtocol(HttpToolsProtocol):
@@ -45,6 +34,7 @@ class EdgeProtocol(HttpToolsProtocol):
     head_fields = 100
     head_seconds = 15.0  # from its first byte to its end
     linger_seconds = 2.0
+    heads = Heads()
 
     def __init__(
         self,
@@ -66,6 +56,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._takes_shortcuts = hasattr(self.app, "begin") and self.limit_concurrency is None
         self._shortcut: Shortcut | None = None
         self._event = asyncio.Event()  # that nobody waits for
+        self._whole = b""  # what the parser is fed, where a message may begin with it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,23 +68,35 @@ class EdgeProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refusal is not None:
+        if self._refusal is not None or (self._stage == _BETWEEN and self._known(data)):
             return
+        self._whole = data if self._stage == _BETWEEN else b""
         self._segment = len(data)
         self._unread += self._segment
         try:
             self._feed(data)
             if self._unread > self.head_bytes:
                 self._too_large()
-        except _Refused as refused:
+        except Refused as refused:
             self._refuse(refused)
         except httptools.HttpParserError as error:  # around what a callback raised, where one did
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, _Refused) else _Refused(400, "the request is not valid HTTP/1.1"))
+            self._refuse(cause if isinstance(cause, Refused) else Refused(400, "the request is not valid HTTP/1.1"))
         else:
             if self._stage == _HEAD and self._timer is None:
                 self._unset_keepalive_if_required()  # here, and not for any byte: empty lines keep no connection alive
                 self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def _known(self, data: bytes) -> bool:
+        """Whether this is one request whose head was read before, byte for byte: the parser would read the same again."""
+        head = self.heads.find(data)
+        if head is None or not self._takes_shortcuts or not self._is_free():
+            return False
+        self._unread = 0
+        shortcut = self.cycle = Shortcut(self, self._event, keep_alive=True)  # type: ignore[assignment]
+        shortcut.body = data[head.size :]
+        shortcut.begin(head.headers)
+        return True
 
     def _feed(self, data: bytes) -> None:
         left: bytes | memoryview = data
@@ -141,13 +144,16 @@ class EdgeProtocol(HttpToolsProtocol):
         if max(self._segment, self._unread) > self.head_bytes:
             self._measure_head()
         self._unread = 0
-        self._check_framing()
+        if self._framed_twice:
+            raise Refused(400, "the request has two of Host, Content-Length or Transfer-Encoding")
+        check_framing(self._framing, self.parser.get_http_version())
         if self.parser.should_upgrade():
             self._without_upgrade = self._head_without_upgrade()
             return
         self._stage = _BODY
         if self.url == _FETCH and self._may_shortcut():
-            self.cycle = self._shortcut = Shortcut(self, self._event)  # type: ignore[assignment]
+            keep_alive = self.parser.should_keep_alive()
+            self.cycle = self._shortcut = Shortcut(self, self._event, keep_alive=keep_alive)  # type: ignore[assignment]
         else:
             self.scope = self._scope()
             super().on_headers_complete()
@@ -164,23 +170,27 @@ class EdgeProtocol(HttpToolsProtocol):
         self._stage = _BETWEEN
         if self._shortcut is not None:
             shortcut, self._shortcut = self._shortcut, None
+            if shortcut.keep_alive:
+                self.heads.keep(self._whole, len(shortcut.body), self.headers)
             shortcut.begin(self.headers)
         elif not self._without_upgrade:
             super().on_message_complete()
 
     def _may_shortcut(self) -> bool:
-        """A whole small body will come, nothing is under way before it, and the peer reads what it asks for."""
+        """Whether a whole small body will come, nothing is under way before it, and the peer reads what it asks for."""
         length = self._framing.get(b"content-length")
         return (
             self._takes_shortcuts
             and length is not None
             and int(length) <= _AT_ONCE
-            and (self.cycle is None or self.cycle.response_complete)
-            and not self.flow.write_paused
+            and self._is_free()
             and not self.expect_100_continue
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
         )
+
+    def _is_free(self) -> bool:
+        return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
 
     def _scope(self) -> HTTPScope:
         return {  # type: ignore[typeddict-item]
@@ -197,7 +207,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _head_without_upgrade(self) -> bytes:
         if self.parser.get_method() == b"CONNECT":
-            raise _Refused(400, "the edge is no tunnel")
+            raise Refused(400, "the edge is no tunnel")
         line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         fields = [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         return b"\r\n".join([line, *fields, b"", b""])
@@ -206,28 +216,15 @@ class EdgeProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.head_bytes:
             self._too_large()
 
-    def _check_framing(self) -> None:
-        """RFC 9112 sections 3.2, 6.1 and 6.3: what two readers could take for two different messages is none."""
-        framing = self._framing
-        if self._framed_twice:
-            raise _Refused(400, "the request has two of Host, Content-Length or Transfer-Encoding")
-        if b"host" not in framing and self.parser.get_http_version() != "1.0":
-            raise _Refused(400, "the request needs a Host")
-        coding = framing.get(b"transfer-encoding")
-        if coding is not None and (
-            coding.lower() != b"chunked" or b"content-length" in framing or self.parser.get_http_version() == "1.0"
-        ):
-            raise _Refused(400, "the length of the request's body is not clear")
-
     def _too_large(self) -> NoReturn:
-        raise _Refused(431, f"the head is larger than {self.head_bytes} bytes or {self.head_fields} fields")
+        raise Refused(431, f"the head is larger than {self.head_bytes} bytes or {self.head_fields} fields")
 
     def _too_slow(self) -> None:
         self._timer = None
         if self.flow.read_paused:  # the rest may wait in the socket until earlier requests are answered
             self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
         else:
-            self._refuse(_Refused(408, "the head of the request took too long"))
+            self._refuse(Refused(408, "the head of the request took too long"))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -236,9 +233,9 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # How a connection ends that can't go on
 
-    def _refuse(self, refused: _Refused) -> None:
+    def _refuse(self, refused: Refused) -> None:
         self._stop_timer()
-        self._refusal = _answer(refused, self.server_state.default_headers)
+        self._refusal = refusal(refused, self.server_state.default_headers)
         if self._stage == _BODY:
             self._give_up_body()
         elif self.cycle is None or self.cycle.response_complete:
@@ -293,10 +290,3 @@ class EdgeProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self.flow.resume_reading()
         self._timer = self.loop.call_later(self.linger_seconds, self.transport.close)
-
-
-def _answer(refused: _Refused, headers: Headers) -> bytes:
-    own, body = problem(CallerError("INVALID_REQUEST", refused.detail))
-    body = orjson.dumps(orjson.loads(body) | {"status": refused.status})
-    fields = [*headers, *own, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    return b"".join([STATUS_LINE[refused.status], *(b"%s: %s\r\n" % field for field in fields), b"\r\n", body])

@@ -7,14 +7,50 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from broker_edge.api.envelope import Headers
 from broker_edge.api.fetch import Answer
 
+_TRACE = {b"traceparent", b"tracestate"}
 _JOINED = 64 * 1024  # bytes of an answer up to which one copy is cheaper than several buffers
+
+
+class Head(NamedTuple):
+    """A head that ends in `size` bytes, and says that `length` more make the body."""
+
+    size: int
+    length: int
+    headers: Headers
+
+
+class Heads:
+    """Heads of fetches that were read and found sound, by their bytes: a client repeats its own with every request.
+
+    Those with a trace context are never met again.
+    """
+
+    most = 1024
+    most_bytes = 2048
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+
+    def find(self, data: bytes) -> Head | None:
+        """The head of `data`, if `data` is that and its body, and nothing else."""
+        head = self._known.get(data[: data.find(b"\r\n\r\n") + 4])
+        return head if head is not None and head.size + head.length == len(data) else None
+
+    def keep(self, data: bytes, length: int, headers: Headers) -> None:
+        """Remember the head of `data`, if `data` is that and a body of `length` bytes, and nothing else."""
+        size = data.find(b"\r\n\r\n") + 4
+        if size + length != len(data) or size > self.most_bytes or any(name in _TRACE for name, _ in headers):
+            return
+        if len(self._known) >= self.most:
+            self._known.clear()
+        self._known[data[:size]] = Head(size, length, headers)
 
 
 class Shortcut:
@@ -24,10 +60,10 @@ class Shortcut:
 
     waiting_for_100_continue = False
 
-    def __init__(self, protocol: HttpToolsProtocol, message_event: asyncio.Event) -> None:
+    def __init__(self, protocol: HttpToolsProtocol, message_event: asyncio.Event, *, keep_alive: bool) -> None:
         self.protocol = protocol
         self.message_event = message_event
-        self.keep_alive: bool = protocol.parser.should_keep_alive()
+        self.keep_alive = keep_alive
         self.body = b""
         self.disconnected = self.response_started = self.response_complete = False
 
@@ -47,17 +83,15 @@ class Shortcut:
         protocol, transport = self.protocol, self.protocol.transport
         if transport.is_closing():
             return
-        size = sum(map(len, answer.parts))
-        head = [STATUS_LINE[answer.status]]
-        for name, value in (*protocol.server_state.default_headers, *answer.headers):
-            head += (name, b": ", value, b"\r\n")
-        head.append(
-            b"content-length: %d\r\n\r\n" % size if self.keep_alive else b"content-length: %d\r\nconnection: close\r\n\r\n" % size
-        )
+        parts = answer.parts
+        size = sum(map(len, parts))
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        own = b"".join([b"%s: %s\r\n" % field for field in protocol.server_state.default_headers])
+        head = b"%s%s%scontent-length: %d\r\n%s" % (STATUS_LINE[answer.status], own, answer.fields, size, end)
         if size <= _JOINED:
-            transport.write(b"".join((*head, *answer.parts)))
+            transport.write(b"".join((head, *parts)))
         else:
-            transport.writelines((b"".join(head), *answer.parts))
+            transport.writelines((head, *parts))
         if not self.keep_alive:
             transport.close()
         protocol.on_response_complete()

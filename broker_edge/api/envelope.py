@@ -13,15 +13,14 @@ from broker_edge.errors import EdgeError
 Headers = list[tuple[bytes, bytes]]
 Parts = tuple[bytes | memoryview, ...]
 
-_JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
 _NULLS = dict.fromkeys(("data_object_id", "origin", "key", "value", "start_time", "end_time", "duration"))
 _id = msgspec.json.Encoder().encode  # a UUID as a JSON string, at a fifth of the cost of str()
 _CACHED_TAIL = b',"start_time":null,"end_time":null,"duration":null,"error":null}'
 
 
-def reply(trail: Trail, ttl: float | None) -> tuple[Headers, Parts]:
-    """Headers and body of a delivered trail; `ttl` of the source in seconds, None where entries never expire."""
+def reply(trail: Trail, ttl: float | None) -> tuple[bytes, Parts]:
+    """Header lines and body of a delivered trail; `ttl` of the source in seconds, None where entries never expire."""
     fetched = trail.fetched
     assert fetched is not None  # noqa: S101 the caller delivered it
     entry = fetched.entry
@@ -33,8 +32,11 @@ def reply(trail: Trail, ttl: float | None) -> tuple[Headers, Parts]:
     if fetched.origin == "CACHE":
         age = max(0.0, (trail.ended_at or 0) - entry.created_at)
         status = b"broker-edge; hit" if ttl is None else b"broker-edge; hit; ttl=%d" % math.floor(ttl - age)
-        headers = [_JSON, (b"cache-status", status), (b"age", b"%d" % age)]
-        return headers, (head, entry.value, _CACHED_TAIL)
+        return b"content-type: application/json\r\ncache-status: %s\r\nage: %d\r\n" % (status, age), (
+            head,
+            entry.value,
+            _CACHED_TAIL,
+        )
     started, ended = fetched.started_at or 0.0, fetched.ended_at or 0.0
     tail = b',"start_time":%s,"end_time":%s,"duration":%s,"error":null}' % (
         orjson.dumps(started),
@@ -42,7 +44,18 @@ def reply(trail: Trail, ttl: float | None) -> tuple[Headers, Parts]:
         orjson.dumps(round(ended - started, 6)),
     )
     status = _forwarded(trail, fetched.upstream_status, stored=trail.why != "bypass")
-    return [_JSON, (b"cache-status", status)], (head, entry.value, tail)
+    return b"content-type: application/json\r\ncache-status: %s\r\n" % status, (head, entry.value, tail)
+
+
+def lines(headers: Headers) -> bytes:
+    """Headers as they stand in a message."""
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
+def fields(lines: bytes) -> Headers:
+    """`lines` undone."""
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
 
 
 def problem(error: EdgeError, trail: Trail | None = None) -> tuple[Headers, bytes]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from broker_edge.api.envelope import Headers, Parts, problem, reply
+from broker_edge.api.envelope import Headers, Parts, fields, lines, problem, reply
 from broker_edge.api.intake import Body, Intake
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
@@ -47,8 +47,10 @@ class Begin(Protocol):
 
 
 class Answer(NamedTuple):
+    """`fields` are header lines, Content-Length not among them; `parts` the pieces of the body."""
+
     status: int
-    headers: Headers
+    fields: bytes
     parts: Parts
 
 
@@ -204,7 +206,7 @@ class FetchEndpoint:
         self._on_failure("journal", error, f"{asked.trail.context.trace_id:032x}")
         asked.trail.withhold(error)
         headers, body = problem(error)
-        asked.answer = Answer(error.kind.status, headers, (body,))
+        asked.answer = Answer(error.kind.status, lines(headers), (body,))
 
     def _show(self, trail: Trail) -> None:
         for sink in self._sinks:
@@ -269,12 +271,12 @@ class FetchEndpoint:
         else:
             asked.trail.withhold(error)
         headers, body = problem(error, asked.trail)
-        asked.answer = Answer(error.kind.status, headers, (body,))
+        asked.answer = Answer(error.kind.status, lines(headers), (body,))
         return asked
 
 
 async def _send(send: Send, answer: Answer) -> None:
     body = b"".join(answer.parts)
-    headers = [*answer.headers, (b"content-length", b"%d" % len(body))]
+    headers = [*fields(answer.fields), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

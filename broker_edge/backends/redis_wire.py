@@ -18,6 +18,7 @@ Buffer = bytes | memoryview
 
 GONE = "Redis can't be reached"
 LARGE = 64 * 1024  # bytes from which a value is received where it stays, and handed out as a view; no less than is read at once
+_LARGEST = 512 * 2**20  # Redis's own limit
 _READ = LARGE
 _HEAD = 16  # bytes that hold the length of any value
 _JOINED = 16 * 1024  # bytes up to which one string is cheaper to send than its parts
@@ -147,6 +148,8 @@ class Wire(asyncio.BufferedProtocol):
         size = int(self._buffer[1:head]) if head > 0 else 0
         if size < LARGE:
             return False
+        if size > _LARGEST:
+            raise hiredis.ProtocolError("longer than any value")
         self._large = bytearray(size + 2)
         self._filled = end - head - 2
         self._large[: self._filled] = self._view[head + 2 : end]

@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 
 def limits(environment: Mapping[str, str]) -> Limits:
-    """OTEL_BSP_*; what isn't a positive number is replaced by the default, with a warning (OpenTelemetry's rule for numbers)."""
+    """OTEL_BSP_*; what isn't a number gives way to the default, with a warning; ValueError where one isn't positive."""
     queue = _positive(environment, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
     batch = _positive(environment, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512)
     return Limits(_positive(environment, "OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000, queue, min(batch, queue))
@@ -45,10 +45,10 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
     try:
         number = int(text)
     except ValueError:
-        number = 0
-    if number <= 0:
-        _log.warning("%s is not a positive number: %d is used", name, default)
+        _log.warning("%s is not a number: %d is used", name, default)
         return default
+    if number <= 0:
+        raise ValueError(f"{name} must be positive")
     return number
 
 

@@ -166,7 +166,9 @@ def test_replies_are_whole_and_in_order_however_they_arrive(replies: list[Any], 
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$12x456\r\n" + b"z" * 30, b"+OK\r\n+OK\r\n"])
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$12x456\r\n" + b"z" * 30, b"$99999999999\r\nxyz", b"+OK\r\n+OK\r\n"]
+)
 async def test_what_is_no_answer_ends_the_connection(data: bytes) -> None:
     wire, transport = Wire(), Nowhere()
     wire.connection_made(transport)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -15,19 +15,9 @@ import uvicorn
 from broker_edge.api.app import front
 from broker_edge.protocol import EdgeProtocol
 from broker_edge.settings import Settings
-from broker_edge.shortcut import Shortcut
+from broker_edge.shortcut import Heads
 from tests.edges import Answer, Bureau, InProcess, http_reply, in_process, request, spec
 from tests.scenarios.herds import PATIENCE, _Unsignalled, until
-
-
-class Counting(EdgeProtocol):
-    """Counts the fetches that take the shortcut."""
-
-    shortcuts = 0
-
-    def on_message_complete(self) -> None:
-        type(self).shortcuts += isinstance(self.cycle, Shortcut)
-        super().on_message_complete()
 
 
 @dataclass
@@ -35,8 +25,16 @@ class Served:
     edge: InProcess
     port: int
     bureau: Bureau
-    protocol: type[Counting]
+    heads: Heads
     server: uvicorn.Server
+    shortcuts: int = 0
+
+    def counted(self, begin: Callable[..., None]) -> Callable[..., None]:
+        def begun(*arguments: object) -> None:
+            self.shortcuts += 1
+            begin(*arguments)
+
+        return begun
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[Connection]:
@@ -82,12 +80,15 @@ def post(body: bytes, *fields: str, version: str = "1.1") -> bytes:
 
 @pytest.fixture
 async def served(backends: Settings, bureau: Bureau) -> AsyncIterator[Served]:
-    class Own(Counting):
+    class Own(EdgeProtocol):
         """Of one test."""
 
+        heads = Heads()
+
     async with in_process(backends) as edge:
+        app = front(edge.edge)
         config = uvicorn.Config(
-            front(edge.edge),
+            app,
             http=Own,
             lifespan="off",
             log_config=None,
@@ -104,7 +105,9 @@ async def served(backends: Settings, bureau: Bureau) -> AsyncIterator[Served]:
                 group.create_task(server.serve([sock]))
                 await until(lambda: server.started)
                 try:
-                    yield Served(edge, sock.getsockname()[1], bureau, Own, server)
+                    served = Served(edge, sock.getsockname()[1], bureau, Own.heads, server)
+                    app.begin = served.counted(app.begin)  # type: ignore[method-assign]
+                    yield served
                 finally:
                     server.should_exit = True
 
@@ -113,13 +116,13 @@ async def test_a_miss_and_a_hit_are_what_they_are_over_asgi(served: Served) -> N
     async with served.connected() as connection:
         miss = await connection.ask(served.body())
         hit = await connection.ask(served.body())
-    assert served.protocol.shortcuts == 2
+    assert served.shortcuts == 2
     assert [answer.json()["origin"] for answer in (miss, hit)] == ["REQUEST", "CACHE"]
     over_asgi = await served.edge.post(served.body())
     assert hit.body == over_asgi.body
     assert hit.headers.keys() == over_asgi.headers.keys()
     assert miss.headers["cache-status"] == "broker-edge; fwd=uri-miss; fwd-status=200; stored"
-    assert [row.outcome for row in await served.edge.rows()] == ["fetched", "hit", "hit"]
+    assert sorted(row.outcome for row in await served.edge.rows()) == ["fetched", "hit", "hit"]
 
 
 async def test_a_body_may_come_byte_by_byte(served: Served) -> None:
@@ -129,7 +132,7 @@ async def test_a_body_may_come_byte_by_byte(served: Served) -> None:
             await connection.writer.drain()
             await asyncio.sleep(0)
         assert (await connection.answer()).status == 200
-    assert served.protocol.shortcuts == 1
+    assert served.shortcuts == 1
 
 
 async def test_requests_that_come_together_are_answered_in_their_order(served: Served) -> None:
@@ -164,8 +167,8 @@ async def test_what_is_refused_has_its_code_and_its_row(served: Served) -> None:
         answer = await connection.ask(b'{"data_source_spec": 1}')
         assert (answer.status, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
         assert (await connection.ask(served.body(), "Content-Type: text/plain")).status == 200
-    assert served.protocol.shortcuts == 2
-    assert [row.outcome for row in await served.edge.rows()] == ["invalid_request", "fetched"]
+    assert served.shortcuts == 2
+    assert sorted(row.outcome for row in await served.edge.rows()) == ["fetched", "invalid_request"]
 
 
 async def test_a_larger_body_a_chunked_one_and_one_that_waits_for_a_word_go_by_way_of_asgi(served: Served) -> None:
@@ -181,7 +184,7 @@ async def test_a_larger_body_a_chunked_one_and_one_that_waits_for_a_word_go_by_w
         assert await connection.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.writer.write(body)
         assert (await connection.answer()).status == 200
-    assert served.protocol.shortcuts == 0
+    assert served.shortcuts == 0
 
 
 async def test_a_caller_that_leaves_takes_nobody_along_and_leaves_its_row(served: Served) -> None:
@@ -191,7 +194,7 @@ async def test_a_caller_that_leaves_takes_nobody_along_and_leaves_its_row(served
             leaving.writer.write(post(served.body()))
             await until(lambda: len(served.bureau.calls) == 1)
             staying.writer.write(post(served.body()))
-            await until(lambda: served.protocol.shortcuts == 2)
+            await until(lambda: served.shortcuts == 2)
         await until(lambda: len(served.server.server_state.connections) == 1)
         served.bureau.gate.set()
         assert (await staying.answer()).status == 200
@@ -236,3 +239,51 @@ async def test_the_hits_of_one_moment_need_one_task_between_them(served: Served)
     assert set(spawned) <= {"look"}
     assert len(spawned) < 8
     assert not served.server.server_state.tasks
+
+
+async def test_a_head_that_comes_again_is_known_and_is_answered_the_same(served: Served) -> None:
+    async with served.connected() as connection:
+        bodies = [served.body(number) for number in (1, 2, 1, 2)]
+        answers = [await connection.ask(body, "X-Any: thing") for body in bodies]
+        assert served.heads.find(post(bodies[0], "X-Any: thing")) is not None
+    assert [answer.json()["origin"] for answer in answers] == ["REQUEST", "REQUEST", "CACHE", "CACHE"]
+    assert [answer.json()["key"] for answer in answers[:2]] == [answer.json()["key"] for answer in answers[2:]]
+
+
+async def test_behind_a_known_head_may_come_anything(served: Served) -> None:
+    known = post(served.body(1))
+    async with served.connected() as connection:
+        for _ in range(2):
+            connection.writer.write(known)
+            assert (await connection.answer()).status == 200
+        half = len(known) - 5
+        connection.writer.write(known[:half])
+        await connection.writer.drain()
+        connection.writer.write(known[half:] + known + known[:half])
+        assert [(await connection.answer()).status for _ in range(2)] == [200, 200]
+        connection.writer.write(known[half:])
+        assert (await connection.answer()).json()["origin"] == "CACHE"
+        connection.writer.write(b"\r\n" + known)
+        assert (await connection.answer()).json()["origin"] == "CACHE"
+        connection.writer.write(known + b"no request\r\n\r\n")
+        assert [(await connection.answer()).status for _ in range(2)] == [200, 400]
+        assert await connection.reader.read() == b""
+
+
+async def test_the_trace_of_a_caller_is_its_own_though_the_rest_of_its_head_is_known(served: Served) -> None:
+    traces = [f"00-{number:032x}-{number:016x}-01" for number in (1, 2)]
+    async with served.connected() as connection:
+        for trace in traces * 2:
+            await connection.ask(served.body(), f"Traceparent: {trace}")
+    rows = await served.edge.rows()
+    assert sorted(row.trace_id for row in rows) == sorted([f"{number:032x}" for number in (1, 2)] * 2)
+
+
+def test_known_heads_are_bounded_in_number_and_size() -> None:
+    heads = Heads()
+    for number in range(3 * heads.most):
+        heads.keep(post(b"{}", f"X-Number: {number}"), 2, [])
+        assert len(heads._known) <= heads.most
+    large = post(b"{}", "X-Large: " + "x" * heads.most_bytes)
+    heads.keep(large, 2, [])
+    assert heads.find(large) is None

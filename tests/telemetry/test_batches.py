@@ -174,9 +174,16 @@ def test_the_spans_of_the_sdk_share_the_batches(sampler: Sampler, expected: list
     [
         ({}, Limits(5.0, 2048, 512)),
         ({"SCHEDULE_DELAY": "50", "MAX_QUEUE_SIZE": "9000", "MAX_EXPORT_BATCH_SIZE": "700"}, Limits(0.05, 9000, 700)),
-        ({"SCHEDULE_DELAY": "soon", "MAX_QUEUE_SIZE": "0", "MAX_EXPORT_BATCH_SIZE": "-1"}, Limits(5.0, 2048, 512)),
+        ({"SCHEDULE_DELAY": "soon", "MAX_QUEUE_SIZE": "", "MAX_EXPORT_BATCH_SIZE": "1.5"}, Limits(5.0, 2048, 512)),
         ({"MAX_QUEUE_SIZE": "10"}, Limits(5.0, 10, 10)),
     ],
 )
 def test_the_limits_are_those_of_the_variables(variables: dict[str, str], expected: Limits) -> None:
     assert limits({f"OTEL_BSP_{name}": value for name, value in variables.items()}) == expected
+
+
+@pytest.mark.parametrize("name", ["SCHEDULE_DELAY", "MAX_QUEUE_SIZE", "MAX_EXPORT_BATCH_SIZE"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_a_limit_that_is_not_positive_stops_the_start(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"OTEL_BSP_{name}"):
+        limits({f"OTEL_BSP_{name}": value})
