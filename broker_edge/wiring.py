@@ -294,5 +294,6 @@ def _watch(edge: Edge, upstream: Upstream) -> None:
     if edge.tracking is not None:
         near = edge.tracking.near
         metrics.watch("broker_edge_near_tier_bytes", lambda: near.bytes_held)
+    metrics.watch("broker_edge_spans_dropped_total", lambda: edge.tracing.dropped)
     for name in edge.prober.up:
         metrics.watch("broker_edge_dependency_up", partial(edge.prober.is_up, name), name)

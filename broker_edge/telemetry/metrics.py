@@ -34,6 +34,7 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "broker_edge_upstream_attempts_total": (("outcome",), "Calls to upstreams, every retry counted"),
     "broker_edge_stores_total": (("tier", "result"), "Objects put into a tier"),
     "broker_edge_journal_rows_total": (("stage",), "Audit rows: appended to the spool, shipped to the database, rejected by it"),
+    "broker_edge_spans_dropped_total": ((), "Spans not exported because the exporter fell behind"),
 }
 HISTOGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "broker_edge_request_duration_seconds": (("outcome",), "Time from the request's arrival to its answer"),
