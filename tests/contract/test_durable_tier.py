@@ -433,7 +433,9 @@ async def test_batches_and_lone_objects_of_the_same_keys_from_many_sides_all_suc
     assert [one and one.created_at for one in await tier.lookup(keys)] == [1005.0] * 6
 
 
-async def test_cancelled_batches_give_their_connections_back(tier: SqlDurable) -> None:
+async def test_cancelled_batches_give_their_connections_back(postgres_server: servers.Postgres) -> None:
+    tier = SqlDurable(make_engine(load({}, database_url=postgres_server.create()).database))
+    await migrate(tier._engine)
     keys = [item().key for _ in range(3)]
     async with asyncio.TaskGroup() as group:
         tasks: list[asyncio.Task[Any]] = []
@@ -446,6 +448,7 @@ async def test_cancelled_batches_give_their_connections_back(tier: SqlDurable) -
     for _ in range(10):
         await tier.store(batch)
         assert await tier.lookup([one.key for one in batch]) == batch
+    await tier.aclose()
 
 
 # Outages.
