@@ -13,13 +13,12 @@ import contextlib
 from typing import Any, NoReturn
 
 import httptools
-from uvicorn._types import HTTPScope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from broker_edge.refusal import Refused, check_framing, refusal
-from broker_edge.shortcut import Heads, Shortcut
+from broker_edge.shortcut import Heads, Shortcut, asgi_scope
 
 _BETWEEN, _HEAD, _BODY = range(3)
 _FRAMING = {b"host", b"content-length", b"transfer-encoding"}
@@ -155,7 +154,7 @@ class EdgeProtocol(HttpToolsProtocol):
             keep_alive = self.parser.should_keep_alive()
             self.cycle = self._shortcut = Shortcut(self, self._event, keep_alive=keep_alive)  # type: ignore[assignment]
         else:
-            self.scope = self._scope()
+            self.scope = asgi_scope(self)
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -168,13 +167,23 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._unread = 0
         self._stage = _BETWEEN
+        whole, self._whole = self._whole, b""
         if self._shortcut is not None:
             shortcut, self._shortcut = self._shortcut, None
             if shortcut.keep_alive:
-                self.heads.keep(self._whole, len(shortcut.body), self.headers)
+                self.heads.keep(whole, len(shortcut.body), self.headers)
             shortcut.begin(self.headers)
         elif not self._without_upgrade:
             super().on_message_complete()
+
+    def shutdown(self) -> None:
+        if self._shortcut is not None:
+            # Its body may never come: by way of ASGI it has a task, which is given up when the time for stopping ends.
+            body, self._shortcut, self.cycle = self._shortcut.body, None, None  # type: ignore[assignment]
+            self.scope = asgi_scope(self)
+            super().on_headers_complete()
+            super().on_body(body)
+        super().shutdown()
 
     def _may_shortcut(self) -> bool:
         """Whether a whole small body will come, nothing is under way before it, and the peer reads what it asks for."""
@@ -191,19 +200,6 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _is_free(self) -> bool:
         return (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
-
-    def _scope(self) -> HTTPScope:
-        return {  # type: ignore[typeddict-item]
-            "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
-            "http_version": "1.1",
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme or "http",
-            "root_path": self.root_path,
-            "headers": self.headers,
-            "state": self.app_state.copy(),
-        }
 
     def _head_without_upgrade(self) -> bytes:
         if self.parser.get_method() == b"CONNECT":

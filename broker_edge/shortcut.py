@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from broker_edge.api.asgi import Answer
 from broker_edge.api.envelope import Headers
-from broker_edge.api.fetch import Answer
 
 _TRACE = {b"traceparent", b"tracestate"}
 _JOINED = 64 * 1024  # bytes of an answer up to which one copy is cheaper than several buffers
@@ -68,7 +69,8 @@ class Shortcut:
         self.disconnected = self.response_started = self.response_complete = False
 
     def begin(self, headers: Headers) -> None:
-        self.protocol.app.begin(headers, self.body, self.respond, self.spawn)
+        body, self.body = self.body, b""  # an idle connection keeps nothing of its last request
+        self.protocol.app.begin(headers, body, self.respond, self.spawn)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """In uvicorn's keeping, which waits for it at the end, and cancels it when the time for that is over."""
@@ -95,3 +97,18 @@ class Shortcut:
         if not self.keep_alive:
             transport.close()
         protocol.on_response_complete()
+
+
+def asgi_scope(protocol: HttpToolsProtocol) -> HTTPScope:
+    """The scope of a request that takes the long way."""
+    return {  # type: ignore[typeddict-item]
+        "type": "http",
+        "asgi": {"version": protocol.asgi_version, "spec_version": "2.3"},
+        "http_version": "1.1",
+        "server": protocol.server,
+        "client": protocol.client,
+        "scheme": protocol.scheme or "http",
+        "root_path": protocol.root_path,
+        "headers": protocol.headers,
+        "state": protocol.app_state.copy(),
+    }

@@ -12,8 +12,9 @@ from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.exceptions import HTTPException
 
 from broker_edge import __version__
+from broker_edge.api.asgi import Receive, Scope, Send
 from broker_edge.api.envelope import problem
-from broker_edge.api.fetch import FetchEndpoint, Receive, Scope, Send
+from broker_edge.api.fetch import FetchEndpoint
 from broker_edge.api.ops import ops_routes
 from broker_edge.api.schemas import FetchDataReply, FetchDataRequest, Problem
 from broker_edge.errors import EdgeError

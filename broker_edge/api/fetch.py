@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
-from broker_edge.api.envelope import Headers, Parts, fields, lines, problem, reply
+from broker_edge.api.asgi import Answer, Gone, Receive, Scope, Send, check_size, read, send_answer
+from broker_edge.api.envelope import Headers, lines, problem, reply
 from broker_edge.api.intake import Body, Intake
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
@@ -22,16 +23,6 @@ from broker_edge.flow.journal import Journal
 from broker_edge.flow.tiers import Nothing
 
 __all__ = ["Body", "FetchEndpoint"]
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_DRAINED = 64 * 2**20  # bytes of a refused body that are still read, so that its sender hears the answer
-
-
-class Gone(Exception):
-    """The caller left before its request was complete: there is nobody to answer."""
 
 
 class Sink(Protocol):
@@ -44,14 +35,6 @@ class Sink(Protocol):
 
 class Begin(Protocol):
     def __call__(self, traceparent: bytes | None, tracestate: bytes | None) -> TraceContext: ...
-
-
-class Answer(NamedTuple):
-    """`fields` are header lines, Content-Length not among them; `parts` the pieces of the body."""
-
-    status: int
-    fields: bytes
-    parts: Parts
 
 
 Respond = Callable[[Answer], None]
@@ -99,7 +82,7 @@ class FetchEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = self._trail(scope["headers"])
         try:
-            asked = self._ask(Asked(trail), await self._read(receive))
+            asked = self._ask(Asked(trail), await read(receive, self._max_request_bytes))
         except CallerError as error:
             asked = self._failed(Asked(trail), error)
         except asyncio.CancelledError:
@@ -108,7 +91,7 @@ class FetchEndpoint:
             return
         if asked.answer is None:
             await self._bring(asked)
-        await _send(send, self._recorded(asked))
+        await send_answer(send, self._recorded(asked))
         self._show(trail)
 
     def begin(self, headers: Headers, body: bytes, respond: Respond, spawn: Spawn) -> None:
@@ -135,7 +118,7 @@ class FetchEndpoint:
         """Read the request; answered already where it can't be served, or is at hand."""
         trail = asked.trail
         try:
-            self._check_size(len(body))
+            check_size(len(body), self._max_request_bytes)
             asked.order = self._broker.ask(self._intake.request(body, trail), trail)
             fetched = self._broker.at_hand(asked.order, trail)
             if fetched is not None:
@@ -170,7 +153,7 @@ class FetchEndpoint:
 
     async def _bring_on(self, asked: Asked, respond: Respond, word: Entry | Nothing | None = None) -> None:
         await self._bring(asked, word)
-        respond(self._recorded(asked))
+        self._give(asked, respond, self._recorded(asked))
         self._show(asked.trail)
 
     def _settle(self, asked: Asked, respond: Respond) -> None:
@@ -183,27 +166,34 @@ class FetchEndpoint:
         settled, self._settled = self._settled, []
         try:
             self._journal.record_all([asked.trail for asked, _ in settled])
-        except TierBroken as error:
-            for asked, _ in settled:
-                self._withhold(asked, error)
-        for asked, respond in settled:
-            assert asked.answer is not None  # noqa: S101 it is settled
-            respond(asked.answer)
+            answers = [asked.answer for asked, _ in settled]
+        except Exception:  # noqa: BLE001 none is written: then each for itself, so that one can't take the others along
+            answers = [self._recorded(asked) for asked, _ in settled]
+        for (asked, respond), answer in zip(settled, answers, strict=True):
+            assert answer is not None  # noqa: S101 it is settled
+            self._give(asked, respond, answer)
         for asked, _ in settled:
             self._show(asked.trail)
 
+    def _give(self, asked: Asked, respond: Respond, answer: Answer) -> None:
+        try:
+            respond(answer)
+        except Exception as error:  # noqa: BLE001 others wait behind this one
+            self._on_failure("respond", error, f"{asked.trail.context.trace_id:032x}")
+
     def _recorded(self, asked: Asked) -> Answer:
-        """The answer, once its row is written."""
+        """The answer, once its row is written; an answer that can't be written down is not given."""
         try:
             self._journal.record(asked.trail)
         except TierBroken as error:
+            self._on_failure("journal", error, f"{asked.trail.context.trace_id:032x}")
             self._withhold(asked, error)
+        except Exception as error:  # noqa: BLE001 a row that can't be packed
+            self._broke(asked, error)
         assert asked.answer is not None  # noqa: S101 it is settled
         return asked.answer
 
-    def _withhold(self, asked: Asked, error: TierBroken) -> None:
-        """An answer that can't be written down is not given."""
-        self._on_failure("journal", error, f"{asked.trail.context.trace_id:032x}")
+    def _withhold(self, asked: Asked, error: EdgeError) -> None:
         asked.trail.withhold(error)
         headers, body = problem(error)
         asked.answer = Answer(error.kind.status, lines(headers), (body,))
@@ -223,32 +213,6 @@ class FetchEndpoint:
             elif name == b"tracestate":  # a list, which may come in several lines (W3C Trace Context section 3.3.1.1)
                 tracestate = value if tracestate is None else b"%s,%s" % (tracestate, value)
         return Trail(self._begin(traceparent, tracestate), self._now(), self._new_span_id)
-
-    async def _read(self, receive: Receive) -> bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        body: bytes = message.get("body", b"")
-        return await self._read_on(receive, body) if message.get("more_body", False) else body
-
-    async def _read_on(self, receive: Receive, first: bytes) -> bytes:
-        chunks, size, more = [first], len(first), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            more = message.get("more_body", False)
-            size += len(message.get("body", b""))
-            if size <= self._max_request_bytes:
-                chunks.append(message.get("body", b""))
-            elif size > self._max_request_bytes + _DRAINED:
-                break
-        self._check_size(size)
-        return b"".join(chunks)
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_request_bytes:
-            raise CallerError("PAYLOAD_TOO_LARGE", f"the request is larger than {self._max_request_bytes} bytes")
 
     def _deliver(self, asked: Asked, order: Order, fetched: Fetched) -> None:
         asked.trail.deliver(fetched, self._now())
@@ -273,10 +237,3 @@ class FetchEndpoint:
         headers, body = problem(error, asked.trail)
         asked.answer = Answer(error.kind.status, lines(headers), (body,))
         return asked
-
-
-async def _send(send: Send, answer: Answer) -> None:
-    body = b"".join(answer.parts)
-    headers = [*fields(answer.fields), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

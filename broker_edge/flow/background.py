@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -21,6 +22,11 @@ class Background:
         self._on_crash = on_crash
         self._work: set[asyncio.Task[Any]] = set()
         self._loops: set[asyncio.Task[Any]] = set()
+
+    @property
+    def in_hand(self) -> int:
+        """How many tasks run that end by themselves."""
+        return len(self._work)
 
     def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run work that ends by itself; `drain` waits for it."""
@@ -62,7 +68,8 @@ class Background:
             try:
                 await body()
             except Exception as error:  # noqa: BLE001 a supervised loop must survive whatever its body does
-                self._on_crash(name, error)
+                with contextlib.suppress(Exception):  # nor may who hears of it end it
+                    self._on_crash(name, error)
             await asyncio.sleep(pause)
 
     def _finished(self, task: asyncio.Task[Any]) -> None:

@@ -7,6 +7,7 @@ Lines of one loop tick leave in one write; that of an answer goes past structlog
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import traceback
@@ -29,18 +30,24 @@ def _dumps(event: Event, **_: Any) -> bytes:
 
 
 class _ByTick:
-    """A file whose `flush` waits for the end of the loop tick, where a loop runs."""
+    """A file whose `flush` waits for the end of the loop tick, where a loop runs.
+
+    A line that can't be written (a disk that is full, a reader that went away) is lost: no answer is lost with it.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.write = file.write
         self._file = file
         self._due_in: asyncio.AbstractEventLoop | None = None
+
+    def write(self, line: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(line)
 
     def flush(self) -> None:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._file.flush()
+            self._flush()
             return
         if self._due_in is not loop:
             self._due_in = loop
@@ -48,7 +55,8 @@ class _ByTick:
 
     def _flush(self) -> None:
         self._due_in = None
-        self._file.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
 
 
 _now = structlog.processors.TimeStamper(fmt="iso", utc=True)

@@ -168,3 +168,23 @@ async def test_draining_leaves_the_loops(background: Background) -> None:
     assert await background.drain(0) == 0
     again.set()
     await background.stop()
+
+
+async def test_a_loop_outlives_the_failure_of_who_hears_of_its_own() -> None:
+    runs, twice = 0, asyncio.Event()
+
+    async def body() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 2:
+            twice.set()
+        raise LookupError
+
+    def deaf(_name: str, _error: BaseException) -> NoReturn:
+        raise OSError
+
+    background = Background(deaf)
+    background.supervise("loop", body, pause=0.001)
+    async with asyncio.timeout(30):
+        await twice.wait()
+    await background.stop()

@@ -6,18 +6,22 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import uvicorn
 
 from broker_edge.api.app import front
+from broker_edge.api.asgi import Answer as Asgi
+from broker_edge.core.trail import Trail
 from broker_edge.protocol import EdgeProtocol
 from broker_edge.settings import Settings
-from broker_edge.shortcut import Heads
-from tests.edges import Answer, Bureau, InProcess, http_reply, in_process, request, spec
-from tests.scenarios.herds import PATIENCE, _Unsignalled, until
+from broker_edge.shortcut import Heads, Shortcut
+from tests.edges import Answer, Bureau, EdgeProcess, InProcess, http_reply, in_process, request, settings, spec
+from tests.scenarios.herds import PATIENCE, _Unsignalled, process, until
 
 
 @dataclass
@@ -287,3 +291,98 @@ def test_known_heads_are_bounded_in_number_and_size() -> None:
     large = post(b"{}", "X-Large: " + "x" * heads.most_bytes)
     heads.keep(large, 2, [])
     assert heads.find(large) is None
+
+
+async def test_a_row_that_cannot_be_packed_takes_no_other_answer_along(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(served.connected()) for _ in range(4)]
+        keys = [(await connection.ask(served.body(number))).json()["key"] for number, connection in enumerate(connections)]
+        frame = served.edge.edge.journal._frame
+
+        def broken(trail: Trail) -> bytes:
+            if trail.key == keys[1]:
+                raise TypeError
+            return frame(trail)
+
+        monkeypatch.setattr(served.edge.edge.journal, "_frame", broken)
+        for number, connection in enumerate(connections):
+            connection.writer.write(post(served.body(number)))
+        answers = [await connection.answer() for connection in connections]
+    assert [answer.status for answer in answers] == [200, 500, 200, 200]
+    assert answers[1].json()["error"]["code"] == "INTERNAL"
+    assert sorted(row.outcome for row in await served.edge.rows()) == ["fetched"] * 4 + ["hit"] * 3
+
+
+async def test_an_answer_that_cannot_be_sent_holds_up_no_other(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served.connected() as first, served.connected() as second:
+        await first.ask(served.body(1))
+        await second.ask(served.body(1))
+        respond, failed = Shortcut.respond, asyncio.Event()
+
+        def once(shortcut: Shortcut, answer: Asgi) -> None:
+            if not failed.is_set():
+                failed.set()
+                raise RuntimeError
+            respond(shortcut, answer)
+
+        monkeypatch.setattr(Shortcut, "respond", once)
+        first.writer.write(post(served.body(1)))
+        second.writer.write(post(served.body(1)))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one.answer()) for one in (first, second)]
+            done, late = await asyncio.wait(tasks, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            for task in late:
+                task.cancel()
+        assert [task.result().status for task in done] == [200]
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_request(served: Served) -> None:
+    async with served.connected() as connection:
+        for body in (served.body(), served.body()[:-1] + b" " * 100_000 + b"}"):
+            assert (await connection.ask(body)).status == 200
+        (protocol,) = served.server.server_state.connections
+        assert isinstance(protocol, EdgeProtocol)
+        assert protocol._whole == b""
+        await connection.ask(served.body())
+        assert isinstance(protocol.cycle, Shortcut)
+        assert protocol.cycle.body == b""
+
+
+async def test_a_body_that_is_half_here_when_the_service_stops_is_answered_and_written_down(tmp_path: Path) -> None:
+    body = json.dumps(request(spec("http://127.0.0.1:9"))).encode()
+    async with process(tmp_path, shutdown_timeout="2") as edge:
+        edge.start()
+        await edge.ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        writer.write(post(body)[:-20])
+        await writer.drain()
+        async with asyncio.timeout(PATIENCE):  # a later request is read behind it, so that it is under way
+            other = await asyncio.open_connection("127.0.0.1", edge.port)
+            other[1].write(post(b"{}"))
+            await other[0].readuntil(b"\r\n\r\n")
+        ended = asyncio.to_thread(edge.stop)
+        code, answer = await asyncio.gather(ended, Connection(reader, writer).answer())
+        assert (code, answer.status, answer.json()["error"]["code"]) == (0, 503, "OVERLOADED")
+        for one in (writer, other[1]):
+            one.close()
+    async with in_process(settings(tmp_path)) as again:
+        assert sorted(row.outcome for row in await again.rows()) == ["invalid_request", "overloaded"]
+
+
+def start_into(edge: EdgeProcess, output: Path) -> None:
+    line = edge._line("serve", "--host", "127.0.0.1", "--port", str(edge.port))
+    with output.open("wb") as file:
+        edge.process = subprocess.Popen(line, env=edge._env(), stdout=file, stderr=file)
+
+
+async def test_a_log_that_cannot_be_written_costs_no_answer(tmp_path: Path, bureau: Bureau) -> None:
+    async with process(tmp_path) as edge:
+        start_into(edge, Path("/dev/full"))
+        edge.data_dir.joinpath("log").touch()
+        await edge.ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+        connection = Connection(reader, writer)
+        answers = [await connection.ask(json.dumps(request(spec(bureau.url))).encode()) for _ in range(3)]
+        answers += [await connection.ask(b"{}") for _ in range(3)]
+        assert [answer.status for answer in answers] == [200] * 3 + [400] * 3
+        writer.close()
