@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 import uuid
@@ -49,6 +48,7 @@ _DEAF = 2.0  # seconds between tries to listen again while Redis is gone
 _ADDRESSES = 2.0  # seconds between looks at the addresses whose time is nearly over
 _PROBE = 5.0  # seconds between looks at the dependencies when nobody asks
 _SLOWEST_LOOK = 4.0  # in time-outs of Redis: dialling and asking, each at most twice
+_SHORTEST_BATCH = 30.0  # seconds that the database has at least for a batch of rows, which is larger than a request's store
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -108,7 +108,7 @@ class Edge:
         left = self.settings.shutdown_timeout * (1 - SERVER_SHARE)
         late = await self.background.drain(left / 2)
         await self.background.stop()
-        flushed = await self.journal.flush(left / 2)
+        await self.journal.flush(left / 2)
         self.spool.close()
         self.rejected.close()
         await self.transport.aclose()
@@ -118,9 +118,9 @@ class Edge:
         await self.hot.aclose()
         await self.durable.aclose()
         self.metrics.refresh()
-        with contextlib.suppress(TimeoutError):  # a collector that is mute
-            await asyncio.wait_for(asyncio.to_thread(self.tracing.close), left / 2)
-        self.log.event("stopped", unfinished=late, journal="empty" if flushed else "waits for the next start")
+        await asyncio.to_thread(self.tracing.close, left / 2)
+        empty = self.spool.backlog_frames == 0  # at the very end: what outlived its cancellation may have written since the flush
+        self.log.event("stopped", unfinished=late, journal="empty" if empty else "waits for the next start")
 
     async def _adopt(self) -> None:
         await asyncio.sleep(_ADOPTION)
@@ -157,7 +157,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     tracing = Tracing(otel_environment(), __version__, systems)
     sinks = (metrics, log, tracing)
     spool, rejected = _spool(settings, "spool"), _spool(settings, "rejected")
-    journal = Journal(spool, durable, rejected, new_row_id)
+    journal = Journal(spool, durable, rejected, new_row_id, within=max(_SHORTEST_BATCH, 6 * settings.db_timeout))
     transport, resolver = _transport(settings), SystemResolver()
     upstream = _upstream(settings, transport, resolver)
     near = tracking.near if tracking else None

@@ -24,7 +24,9 @@ Lookup = Callable[[str], tuple[str, ...]]
 
 # Of an answer's life. The rest is for the lookup, and for more of them should it fail.
 _REFRESH_AT: Final = 2 / 3
+_REFRESHES: Final = 4  # at once: names that were never asked before must find threads, however many others are slow
 
+_SPARED: Final = 1.0  # seconds
 _FAILED = "The upstream's name could not be resolved"
 _TOO_LATE = "The upstream's name was not resolved in time"
 
@@ -60,13 +62,18 @@ class BoundedMemoryCache(SimpleMemoryCache):  # type: ignore[misc]  # aiocache h
 
 @dataclass(slots=True, eq=False)
 class _Answer:
-    """What a name resolved to by one `lookup`; good until `ends_at`. `used`: whether anybody has asked since."""
+    """What a name resolved to by one `lookup`; good until `ends_at`. `used`: whether anybody has asked since.
+
+    `spared_until`: no refresh before, and longer each time one fails (`spared_for` seconds).
+    """
 
     name: str
     addresses: tuple[str, ...]
     ends_at: float
     lookup: object
     used: bool = False
+    spared_until: float = 0.0
+    spared_for: float = _SPARED
 
 
 class SystemResolver:
@@ -93,6 +100,7 @@ class SystemResolver:
         self._pending: dict[str, asyncio.Future[tuple[str, ...]]] = {}
         self._now = now
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="broker-edge-dns")
+        self._refreshes = asyncio.Semaphore(_REFRESHES)
 
     async def resolve(self, host: str, port: int) -> tuple[str, ...]:
         name = host.lower()
@@ -109,17 +117,24 @@ class SystemResolver:
     async def refresh(self) -> None:
         """Look up anew the names in use whose answers have lived for two thirds of their time.
 
-        One that fails changes nothing: what was known before stays until its own end, and is tried again at the next call.
+        One that fails changes nothing: what was known before stays until its own end, and is tried again at later calls.
         """
-        soon = self._now() + (1 - _REFRESH_AT) * self._keep
-        due = [kept.name for kept in self._answers() if kept.used and kept.addresses and kept.ends_at <= soon]
-        await asyncio.gather(*map(self._renew, due))
+        now = self._now()
+        soon = now + (1 - _REFRESH_AT) * self._keep
+        due = [kept for kept in self._answers() if kept.used and kept.addresses and kept.ends_at <= soon]
+        await asyncio.gather(*(self._renew(kept) for kept in due if kept.spared_until <= now))
 
-    async def _renew(self, name: str) -> None:
+    async def _renew(self, kept: _Answer) -> None:
+        await self._refreshes.acquire()
+        pending = self._begun(kept.name)
+        pending.add_done_callback(lambda _: self._refreshes.release())  # its thread is taken until then, however long we wait
         try:
-            await self._ask(name)
+            failed = not await self._ask(kept.name)
         except UpstreamError:
-            return
+            failed = True
+        if failed:
+            kept.spared_until = self._now() + kept.spared_for
+            kept.spared_for *= 2
 
     def _live(self, name: str) -> _Answer | None:
         kept = cast("_Answer | None", self._kept.peek(name))
@@ -133,11 +148,7 @@ class SystemResolver:
 
         The executor's future is shared and shielded: whoever leaves, the first asker too, takes nobody else's answer away.
         """
-        pending = self._pending.get(name)
-        if pending is None:
-            pending = asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, name)
-            self._pending[name] = pending
-            pending.add_done_callback(lambda done: self._settle(name, done))
+        pending = self._begun(name)
         try:
             async with asyncio.timeout(self._timeout):
                 addresses = await asyncio.shield(pending)
@@ -145,6 +156,14 @@ class SystemResolver:
             raise UpstreamError("DNS_ERROR", _TOO_LATE, sent=False) from None
         await self._learn(name, addresses, pending)
         return addresses
+
+    def _begun(self, name: str) -> asyncio.Future[tuple[str, ...]]:
+        pending = self._pending.get(name)
+        if pending is None:
+            pending = asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, name)
+            self._pending[name] = pending
+            pending.add_done_callback(lambda done: self._settle(name, done))
+        return pending
 
     async def _learn(self, name: str, addresses: tuple[str, ...], lookup: object) -> None:
         """Of all who awaited one lookup the first keeps its answer; no failure takes the place of an answer that still lives."""

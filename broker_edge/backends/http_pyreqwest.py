@@ -18,7 +18,7 @@ from pyreqwest.exceptions import BuilderError, PyreqwestError
 from pyreqwest.http import Url
 from pyreqwest.request import StreamRequest
 
-from broker_edge.backends.http_pyreqwest_reply import PyreqwestReply, cancellations, raise_swallowed, translated
+from broker_edge.backends.http_pyreqwest_reply import PyreqwestReply, Swallowed, translated
 from broker_edge.backends.origins import Origin, Origins
 from broker_edge.backends.trust import trust
 from broker_edge.backends.wire import (
@@ -101,10 +101,10 @@ class PyreqwestTransport:
         self.origins: Origins[_Client] = Origins(self._client, _close, max_origins, max_in_flight)
 
     def open(self, request: Outbound, target: Target, *, within: float = LONGEST) -> _Opened:
-        """`within`: seconds until the caller's deadline.
+        """`within`: seconds after which nobody can be waiting any more.
 
-        pyreqwest 0.15 leaves a request that is cancelled before its head running in its thread; this ends it there, a moment
-        after the deadline, so that the caller's own time-out always comes first.
+        pyreqwest 0.15 leaves a request that is cancelled before its head running in its thread, with its connection, and closing
+        the client does not end it either; this does, a moment later, so that the caller's own time-out always comes first.
         """
         return _Opened(self, request, target, within)
 
@@ -181,13 +181,13 @@ def _trusting(builder: ClientBuilder, extra_ca: bytes | None, target: Target) ->
 
 
 async def _begun(exchange: StreamRequest) -> PyreqwestReply:
-    before = cancellations()
+    swallowed = Swallowed()
     try:
         response = await exchange.__aenter__()
     except (PyreqwestError, OSError) as error:
         raise translated(error) from None
     try:
-        raise_swallowed(before)  # with an answer to close
+        swallowed.surface()  # with an answer to close
         return PyreqwestReply(response)
     except BaseException:
         await exchange.__aexit__(None, None, None)

@@ -31,36 +31,40 @@ class PyreqwestReply:
         """Gathered in the engine's thread: one wake-up of the loop, where `chunks` has one for each piece and one for the end."""
         if not bounded(self.headers, most):
             return None
-        before = cancellations()
+        swallowed = Swallowed()
         try:
             body = await self._response.body_reader.bytes()
         except (PyreqwestError, OSError) as error:
             raise _cut(error) from None
-        raise_swallowed(before)
+        swallowed.surface()
         return body.to_bytes()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         read = self._response.body_reader.read_chunk
-        before = cancellations()
+        swallowed = Swallowed()
         try:
             while (chunk := await read()) is not None:
-                raise_swallowed(before)
+                swallowed.surface()
                 yield chunk.to_bytes()
-                before = cancellations()
+                swallowed = Swallowed()
         except (PyreqwestError, OSError) as error:
             raise _cut(error) from None
-        raise_swallowed(before)
+        swallowed.surface()
 
 
-def cancellations() -> int:
-    task = asyncio.current_task()
-    return task.cancelling() if task else 0
+class Swallowed:
+    """Made before an await on pyreqwest, which swallows a cancellation where its answer comes in the same moment."""
 
+    __slots__ = ("_before", "_task")
 
-def raise_swallowed(before: int) -> None:
-    """Raise the cancellation that pyreqwest swallows where its answer comes in the same moment."""
-    if cancellations() > before:
-        raise asyncio.CancelledError
+    def __init__(self) -> None:
+        self._task = task = asyncio.current_task()
+        self._before = task.cancelling() if task else 0
+
+    def surface(self) -> None:
+        """Raise the cancellation that was asked for since."""
+        if self._task is not None and self._task.cancelling() > self._before:
+            raise asyncio.CancelledError
 
 
 def _cut(error: Exception) -> UpstreamError:

@@ -10,7 +10,7 @@ import asyncio
 import random
 from binascii import crc_hqx
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from re import fullmatch
 from typing import Any
 
@@ -31,7 +31,7 @@ _ASKING = packed("ASKING")
 
 
 class Cluster:
-    """`lane` makes a lane to one server, `client` a redis-py client of one; `timeout` in seconds bounds a look at the map."""
+    """`lane` makes a lane to one server, `client` a redis-py client of one; `timeout` in seconds bounds a call, map and all."""
 
     def __init__(
         self, seeds: Sequence[Address], lane: Callable[[Address], Lane], client: Callable[[Address], Redis], timeout: float
@@ -53,30 +53,43 @@ class Cluster:
         """What executes: one link or many, who asks need not know."""
         return self
 
-    async def execute(self, keys: Sequence[str], parts: Sequence[Buffer]) -> list[Any]:
-        """As `Lane.execute`; several keys have one part each. TierBroken is a key's reply where its server can't be reached."""
-        await self._look()
+    async def execute(self, keys: Sequence[str], parts: Sequence[Buffer], instead: Sequence[Buffer] | None = None) -> list[Any]:
+        """As `Lane.execute`; several keys have one part each, and no `instead`. TierBroken is a key's reply where its server
+        can't be reached.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        await self._look(deadline)
         at: dict[Address, list[int]] = {}
         for index, key in enumerate(keys):
-            at.setdefault(self._slots[crc_hqx(key.encode(), 0) % _COUNT], []).append(index)
+            at.setdefault(self._at(key), []).append(index)
         replies: list[Any] = [None] * len(keys)
         if len(at) == 1:
-            replies = await self._ask(next(iter(at)), keys, parts)
+            replies = await self._ask(next(iter(at)), keys, parts, instead, deadline)
         else:
-            groups = [self._ask(address, [keys[n] for n in group], [parts[n] for n in group]) for address, group in at.items()]
-            for group, answers in zip(at.values(), await asyncio.gather(*groups), strict=True):
+            asked = [
+                self._ask(address, [keys[n] for n in group], [parts[n] for n in group], None, deadline)
+                for address, group in at.items()
+            ]
+            for group, answers in zip(at.values(), await asyncio.gather(*asked), strict=True):
                 for index, answer in zip(group, answers, strict=True):
                     replies[index] = answer
         for index, reply in enumerate(replies):
             if isinstance(reply, hiredis.ReplyError):
-                replies[index] = await self._followed(keys[index], parts if len(keys) == 1 else parts[index : index + 1], reply)
+                own = parts if len(keys) == 1 else parts[index : index + 1]
+                replies[index] = await self._followed(keys[index], own, instead, deadline, reply)
         return replies
 
     async def probe(self) -> None:
         """Whether all primaries answer; raises TierBroken."""
-        await self._look()
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        await self._look(deadline)
         for address in list(self._primaries):
-            await self._lane(address).probe()
+            await self._lane(address).probe(deadline)
+
+    def distrust(self, key: str) -> None:
+        """As `Lane.distrust`."""
+        if self._slots:
+            self._lane(self._at(key)).distrust(key)
 
     @asynccontextmanager
     async def pubsub(self) -> AsyncIterator[PubSub]:
@@ -92,14 +105,23 @@ class Cluster:
         for lane in self._lanes.values():
             await lane.aclose()
 
-    async def _ask(self, address: Address, keys: Sequence[str], parts: Sequence[Buffer]) -> list[Any]:
+    async def _ask(
+        self,
+        address: Address,
+        keys: Sequence[str],
+        parts: Sequence[Buffer],
+        instead: Sequence[Buffer] | None,
+        deadline: float,
+    ) -> list[Any]:
         try:
-            return await self._lane(address).execute(keys, parts)
+            return await self._lane(address).execute(keys, parts, instead, deadline)
         except TierBroken as error:
             self._doubted = True  # a replica may have taken its place
             return [error] * len(keys)
 
-    async def _followed(self, key: str, parts: Sequence[Buffer], reply: Any) -> Any:
+    async def _followed(
+        self, key: str, parts: Sequence[Buffer], instead: Sequence[Buffer] | None, deadline: float, reply: Any
+    ) -> Any:
         """The reply of the server that a redirection names, or what is no redirection."""
         for _ in range(_REDIRECTS):
             redirection = _redirection(reply)
@@ -109,10 +131,14 @@ class Cluster:
             address = (host or self._slots[slot][0], port)  # no host means that of the server that said it
             if word == "MOVED":
                 self._slots[slot], self._doubted = address, True
-                reply = (await self._ask(address, [key], parts))[-1]
+                reply = (await self._ask(address, [key], parts, instead, deadline))[-1]
             else:
-                reply = (await self._ask(address, [key, key], [_ASKING, *parts]))[-1]
+                again = [_ASKING, *instead] if instead else None
+                reply = (await self._ask(address, [key, key], [_ASKING, *parts], again, deadline))[-1]
         return reply
+
+    def _at(self, key: str) -> Address:
+        return self._slots[crc_hqx(key.encode(), 0) % _COUNT]
 
     def _lane(self, address: Address) -> Lane:
         lane = self._lanes.get(address)
@@ -123,46 +149,62 @@ class Cluster:
     def _known(self) -> list[Address]:
         return list(self._primaries.union(self._seeds))
 
-    async def _look(self) -> None:
+    async def _look(self, deadline: float) -> None:
         """See to it that there is a map; callers that come while another looks share its outcome, or go by the old one."""
         if self._slots and (
             not self._doubted or self._mapping.locked() or asyncio.get_running_loop().time() - self._looked_at < _DOUBT
         ):
             return
         looks = self._looks
-        async with self._mapping:
-            if looks == self._looks:
-                await self._look_around()
-                self._looks += 1
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._mapping.acquire()
+            try:
+                if looks == self._looks:
+                    await self._look_around(deadline)
+                    self._looks += 1
+            finally:
+                self._mapping.release()
         if not self._slots:
             raise TierBroken(GONE)
 
-    async def _look_around(self) -> None:
-        known = self._known()
+    async def _look_around(self, deadline: float) -> None:
+        known, loop = self._known(), asyncio.get_running_loop()
         random.shuffle(known)
-        self._looked_at = asyncio.get_running_loop().time()
+        self._looked_at = loop.time()
         for address in known:
-            # Half the time each: one that hangs must not keep us from asking another.
+            # Half the time each: one that hangs must not keep us from asking another. Who looks next begins with others.
             try:
-                async with asyncio.timeout(self._timeout / 2):
-                    [reply] = await self._lane(address).execute([""], [_SLOTS])
+                async with asyncio.timeout_at(min(loop.time() + self._timeout / 2, deadline)):
+                    [reply] = await self._lane(address).execute([""], [_SLOTS], None, deadline)
             except (TierBroken, TimeoutError):
-                continue
+                if loop.time() < deadline:
+                    continue
+                return
             if not isinstance(reply, hiredis.ReplyError) and await self._draw(reply, address):
                 return
 
-    async def _draw(self, ranges: Sequence[Any], asked: Address) -> bool:
-        slots: list[Address | None] = [None] * _COUNT
-        for first, last, (host, port, *_), *_replicas in ranges:
-            address = ((host or b"").decode() or asked[0], port)
-            slots[first : last + 1] = [address] * (last + 1 - first)
-        covered = [address for address in slots if address is not None]
-        if len(covered) < len(slots):
+    async def _draw(self, ranges: Any, asked: Address) -> bool:
+        try:
+            covered = _covered(ranges, asked)
+        except (TypeError, ValueError, AttributeError):  # this is no map
+            self._lane(asked).distrust("")
+            return False
+        if len(covered) < _COUNT:
             return False
         self._slots, self._primaries, self._doubted = covered, set(covered), False
         for address in set(self._lanes) - self._primaries:
             await self._lanes.pop(address).aclose()
         return True
+
+
+def _covered(ranges: Any, asked: Address) -> list[Address]:
+    """The primaries of the slots that have one, as CLUSTER SLOTS tells them: `[first, last, [host, port, ...], replicas ...]`."""
+    slots: list[Address | None] = [None] * _COUNT
+    for first, last, (host, port, *_), *_replicas in ranges:
+        address = ((host or b"").decode() or asked[0], port)
+        slots[first : last + 1] = [address] * (last + 1 - first)
+    return [address for address in slots if address is not None]
 
 
 def _redirection(reply: Any) -> tuple[str, int, str, int] | None:

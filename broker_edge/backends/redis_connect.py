@@ -29,9 +29,13 @@ _SENTINEL_PORT = 26_379
 class Commands(Protocol):
     """What executes packed commands: see `redis_lane.Lane`."""
 
-    async def execute(self, keys: Sequence[str], parts: Sequence[Buffer]) -> list[Any]: ...
+    async def execute(
+        self, keys: Sequence[str], parts: Sequence[Buffer], instead: Sequence[Buffer] | None = None
+    ) -> list[Any]: ...
 
     async def probe(self) -> None: ...
+
+    def distrust(self, key: str) -> None: ...
 
 
 class Link(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Any
 
 from hiredis import ReplyError
@@ -16,6 +17,7 @@ from broker_edge.backends.redis_wire import GONE, Buffer, ConnectionLost, Wire, 
 from broker_edge.errors import TierBroken
 
 _PING = packed("PING")
+_READONLY = 1.0  # seconds between dials of a server that is a replica: others wait on the connection that each of them ends
 Dial = Callable[[float], Awaitable[Wire]]  # a connection that is ready for commands, by a deadline in loop time
 
 
@@ -28,33 +30,50 @@ class Lane:
         self._wire: Wire | None = None
         self._dialling = asyncio.Lock()
         self._failures = 0
+        self._left_at = -inf
         self._closed = False
 
-    async def execute(self, keys: Sequence[str], parts: Sequence[Buffer]) -> list[Any]:
+    async def execute(
+        self,
+        keys: Sequence[str],
+        parts: Sequence[Buffer],
+        instead: Sequence[Buffer] | None = None,
+        deadline: float | None = None,
+    ) -> list[Any]:
         """One reply for each key: `parts` are as many packed commands, one of which may come in several parts. Errors of
-        Redis are among the replies. Raises TierBroken.
+        Redis are among the replies. Raises TierBroken, by `deadline` in loop time where that is before the lane's own.
 
-        What a broken connection leaves open is sent once more, so every command has to bear being done twice.
+        What a broken connection leaves open is sent once more, or `instead` of it what bears being done after it.
         """
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        loop = asyncio.get_running_loop()
+        hung = loop.time() + self._timeout
+        if deadline is None:
+            deadline = hung
         for _ in range(2):
             wire = self._wire
             if wire is None or not wire.usable:
                 wire = await self._connected(deadline)
+                hung = loop.time() + self._timeout
             try:
-                replies = await wire.send(parts, len(keys), deadline)
+                replies = await wire.send(parts, len(keys), deadline, hung)
             except ConnectionLost:
-                continue
-            if len(replies) != 1 or not _is_demoted(replies[0]):
-                return replies
-            wire.abort()  # another server is the primary by now: ask who
+                parts = instead or parts
+            else:
+                if len(replies) != 1 or not _is_demoted(replies[0]) or not self._left(wire):
+                    return replies
+            hung = loop.time() + self._timeout
         raise TierBroken(GONE)
 
-    async def probe(self) -> None:
+    async def probe(self, deadline: float | None = None) -> None:
         """Whether Redis answers; raises TierBroken."""
-        [reply] = await self.execute([""], [_PING])
+        [reply] = await self.execute([""], [_PING], None, deadline)
         if isinstance(reply, ReplyError):
             raise TierBroken("Redis refused")
+
+    def distrust(self, key: str) -> None:
+        """End the connection: what it answered for `key` was the answer to something else."""
+        if self._wire is not None and self._wire.usable:
+            self._wire.abort()
 
     async def aclose(self) -> None:
         self._closed = True
@@ -62,6 +81,16 @@ class Lane:
         if wire is not None:
             wire.abort()
             await wire.lost
+
+    def _left(self, wire: Wire) -> bool:
+        """Whether to ask again after a replica's refusal: another server may be the primary by now."""
+        if wire.usable:
+            now = asyncio.get_running_loop().time()
+            if now - self._left_at < _READONLY:
+                return False
+            self._left_at = now
+            wire.abort()
+        return True
 
     async def _connected(self, deadline: float) -> Wire:
         """The connection, which the first that comes dials; its failure is the failure of all that waited for it."""

@@ -58,18 +58,23 @@ class RedisHot:
         if not keys:
             return []
         replies = await self._redis.lane.execute(keys, [_get(key) for key in keys])
-        return [_unpacked(reply) for reply in replies]
+        return [unpack(reply) if isinstance(reply, _VALUE) else _broken(self._redis, reply, *keys) for reply in replies]
 
     async def put(self, key: str, entry: Entry, lifetime: float | None, *, only_if_absent: bool = False) -> None:
-        options: list[str | int] = [] if lifetime is None else ["PX", max(1, int(lifetime * 1000))]
+        options, words = b"", 0
+        if lifetime is not None:
+            options, words = b"$2\r\nPX\r\n" + _word(b"%d" % max(1, lifetime * 1000)), 2
         if only_if_absent:
-            options.append("NX")
-        [reply] = await self._redis.lane.execute([key], _set(key, entry, options))
-        _checked(reply)
+            options, words = options + _ABSENT, words + 1
+        # Where the answer is lost, another instance may put something newer before we are back. Done again, this would undo
+        # that, or a purge; nothing at all would leave what it was to replace. A deletion sends who asks next to the durable tier.
+        [reply] = await self._redis.lane.execute((key,), _set(key, entry, options, words), (_delete(key),))
+        if reply is not None and reply != b"OK" and not isinstance(reply, int):
+            raise _broken(self._redis, reply, key)
 
     async def delete(self, key: str) -> None:
-        [reply] = await self._redis.lane.execute([key], [packed("DEL", _entry(key))])
-        _checked(reply)
+        [reply] = await self._redis.lane.execute((key,), (_delete(key),))
+        _number(self._redis, reply, key)
 
     async def ping(self) -> None:
         await self._redis.lane.probe()
@@ -79,17 +84,20 @@ class RedisHot:
 
 
 class _Script:
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+    """A script that takes `names` keys and `arguments`; `known` begins its command where the server has it already."""
 
-    async def run(self, redis: Link, key: str, names: Sequence[str], *arguments: str | int | bytes) -> Any:
-        """Its answer, at the server of `key`; one that doesn't know the script gets it, and keeps it. Raises TierBroken."""
-        rest = (len(names), *names, *arguments)
-        [reply] = await redis.lane.execute([key], [packed("EVALSHA", self._digest, *rest)])
-        if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
-            [reply] = await redis.lane.execute([key], [packed("EVAL", self._text, *rest)])
-        return _checked(reply)
+    def __init__(self, text: str, names: int, arguments: int) -> None:
+        head, digest = b"*%d\r\n" % (3 + names + arguments), sha1(text.encode(), usedforsecurity=False).hexdigest()
+        count = packed(names)[len("*n\r\n") :]
+        self.known = head + packed("EVALSHA", digest)[len("*n\r\n") :] + count
+        self._whole = head + packed("EVAL", text)[len("*n\r\n") :] + count
+
+    async def again(self, redis: Link, key: str, rest: bytes, error: BaseException) -> Any:
+        """Its answer after `error`, at the server of `key`: one that doesn't know it gets it, and keeps it. Raises TierBroken."""
+        if not isinstance(error, ReplyError) or not str(error).startswith("NOSCRIPT"):
+            raise _broken(redis, error, key)
+        [reply] = await redis.lane.execute([key], [self._whole + rest])
+        return reply
 
 
 class RedisFleet:
@@ -98,27 +106,48 @@ class RedisFleet:
     def __init__(self, redis: Link) -> None:
         self._redis = redis
         self._bells = Bells()
-        self._bid = _Script(_BID)
-        self._renew = _Script(_RENEW)
-        self._settle = _Script(_SETTLE)
+        self._bid = _Script(_BID, 3, 3)
+        self._renew = _Script(_RENEW, 1, 2)
+        self._settle = _Script(_SETTLE, 2, 3)
         self.hearing = asyncio.Event()
 
     def listen(self, key: str) -> AbstractAsyncContextManager[Bell]:
         return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
-        names = [_entry(key), _lead(key), _bell(key)]
-        won, answer = await self._bid.run(self._redis, key, names, token, int(lease * 1000), _BELL_LIFE_MS)
-        if won:
-            return Lead(True, unpack(answer))
-        return Lead(False, lease_left=max(0, answer) / 1000)
+        name, size = _name(key)
+        rest = b"$%d\r\n%b\r\n$%d\r\n%b:lead\r\n$%d\r\n%b:bell\r\n%b%b%b" % (
+            *(size, name, size + 5, name, size + 5, name),
+            *(_word(token.encode()), _word(b"%d" % (lease * 1000)), _BELL_LIFE),
+        )
+        [reply] = await self._redis.lane.execute((key,), (self._bid.known + rest,))
+        if isinstance(reply, BaseException):
+            reply = await self._bid.again(self._redis, key, rest, reply)
+        match reply:
+            case [1, None | bytes() as held]:
+                return Lead(True, unpack(held))
+            case [0, int(left)]:
+                return Lead(False, lease_left=max(0, left) / 1000)
+        raise _broken(self._redis, reply, key)
 
     async def renew(self, key: str, token: str, lease: float) -> bool:
-        return bool(await self._renew.run(self._redis, key, [_lead(key)], token, int(lease * 1000)))
+        name, size = _name(key)
+        rest = b"$%d\r\n%b:lead\r\n%b%b" % (size + 5, name, _word(token.encode()), _word(b"%d" % (lease * 1000)))
+        [reply] = await self._redis.lane.execute((key,), (self._renew.known + rest,))
+        if isinstance(reply, BaseException):
+            reply = await self._renew.again(self._redis, key, rest, reply)
+        return bool(_number(self._redis, reply, key))
 
     async def settle(self, key: str, token: str, message: bytes) -> None:
-        told = key.encode() + b" " + message
-        await self._settle.run(self._redis, key, [_lead(key), _bell(key)], token, _CHANNEL, told)
+        name, size = _name(key)
+        rest = b"$%d\r\n%b:lead\r\n$%d\r\n%b:bell\r\n%b%b%b" % (
+            *(size + 5, name, size + 5, name),
+            *(_word(token.encode()), _CHANNEL_WORD, _word(b"%b %b" % (key.encode(), message))),
+        )
+        [reply] = await self._redis.lane.execute((key,), (self._settle.known + rest,))
+        if isinstance(reply, BaseException):
+            reply = await self._settle.again(self._redis, key, rest, reply)
+        _number(self._redis, reply, key)
 
     async def hear(self) -> None:
         """Ring local bells while the connection lasts. What is missed while it is down costs followers a lease, no more."""
@@ -143,18 +172,23 @@ class RedisFleet:
         self._bells.strike(key.decode(), message)
 
 
-def _checked(reply: Any) -> Any:
+def _number(redis: Link, reply: Any, key: str) -> int:
+    if isinstance(reply, int):
+        return reply
+    raise _broken(redis, reply, key)
+
+
+def _broken(redis: Link, reply: Any, *keys: str) -> TierBroken:
+    """What stands for `reply`, which is none that was asked for. Raises it where it answers something else: so may all that came
+    with it, and those still to come.
+    """
     if isinstance(reply, TierBroken):
-        raise reply
+        return reply
     if isinstance(reply, ReplyError):
-        raise TierBroken("Redis refused")
-    return reply
-
-
-def _unpacked(reply: Any) -> Entry | BaseException | None:
-    if isinstance(reply, BaseException):
-        return reply if isinstance(reply, TierBroken) else TierBroken("Redis refused")
-    return unpack(reply)
+        return TierBroken("Redis refused")
+    for key in keys:
+        redis.lane.distrust(key)
+    raise TierBroken("Redis answered something else")
 
 
 def _get(key: str) -> bytes:
@@ -163,21 +197,30 @@ def _get(key: str) -> bytes:
     return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)
 
 
-def _set(key: str, entry: Entry, options: Sequence[str | int]) -> Sequence[Buffer]:
-    """The command in parts around the value, so that nobody has to copy a large one."""
-    name, first = b"be:{%b}" % key.encode(), header(entry)
-    words, size = 3 + len(options), len(first) + len(entry.value)
-    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (words, len(name), name, size, first)
-    return head, entry.value, b"\r\n" + packed(*options)[len("*n\r\n") :]
+def _delete(key: str) -> bytes:
+    name, size = _name(key)
+    return b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (size, name)
 
 
-def _entry(key: str) -> str:
-    return f"be:{{{key}}}"
+def _set(key: str, entry: Entry, options: bytes, words: int) -> Sequence[Buffer]:
+    """The command in parts around the value, so that nobody has to copy a large one; `options` are as many `words`."""
+    (name, length), first = _name(key), header(entry)
+    head = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (3 + words, length, name, len(first) + len(entry.value), first)
+    return head, entry.value, b"\r\n" + options
 
 
-def _lead(key: str) -> str:
-    return f"be:{{{key}}}:lead"
+def _name(key: str) -> tuple[bytes, int]:
+    """The name of a key's entry, and its length."""
+    name = b"be:{%b}" % key.encode()
+    return name, len(name)
 
 
-def _bell(key: str) -> str:
-    return f"be:{{{key}}}:bell"
+def _word(text: bytes) -> bytes:
+    """As RESP frames it."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+_BELL_LIFE = _word(b"%d" % _BELL_LIFE_MS)
+_CHANNEL_WORD = _word(_CHANNEL)
+_ABSENT = _word(b"NX")
+_VALUE = (bytes, memoryview, type(None))

@@ -40,13 +40,13 @@ class ConnectionLost(Exception):
 
 
 class _Call:
-    __slots__ = ("count", "deadline", "future", "replies", "size")
+    __slots__ = ("count", "future", "hung", "replies", "size")
 
-    def __init__(self, future: asyncio.Future[list[Any]], count: int, size: int, deadline: float) -> None:
+    def __init__(self, future: asyncio.Future[list[Any]], count: int, size: int, hung: float) -> None:
         self.future = future
         self.count = count
         self.size = size
-        self.deadline = deadline
+        self.hung = hung
         self.replies: list[Any] = []
 
 
@@ -64,32 +64,38 @@ class Wire(asyncio.BufferedProtocol):
         self._commands = 0
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._between = True  # hiredis holds no part of a reply
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._buffer = bytearray(_READ)
         self._view = memoryview(self._buffer)  # asyncio's TLS slices what it is given, which copies all but views
         self._large: bytearray | None = None
         self._filled = 0
 
-    def send(self, parts: Sequence[Buffer], count: int, deadline: float) -> asyncio.Future[list[Any]]:
+    def send(self, parts: Sequence[Buffer], count: int, deadline: float, hung: float | None = None) -> asyncio.Future[list[Any]]:
         """The replies to `count` packed commands, which lie in `parts` one after the other; errors are among them.
 
         The future raises TierBroken where they don't come by `deadline` (loop time), ConnectionLost where the connection ends
-        before. Raises TierBroken at once where more waits already than Redis will ever catch up with.
+        before. `hung` is when their absence says that Redis hangs, for a caller who has less time left; it must not be before
+        that of an earlier call. Raises TierBroken at once where more waits already than Redis will ever catch up with.
         """
         if not self.usable:
             raise ConnectionLost
         size = sum(map(len, parts))
         if self._commands + count > _MOST_COMMANDS or (self._calls and self._bytes + size > _MOST_BYTES):
             raise TierBroken("Redis is behind")
-        call = _Call(self._loop.create_future(), count, size, deadline)
+        if hung is None:
+            hung = deadline
+        call = _Call(self._loop.create_future(), count, size, hung)
         self._calls.append(call)
         self._commands += count
         self._bytes += size
         if not self._out:
             self._loop.call_soon(self._flush)
             if self._timer is None:
-                self._timer = self._loop.call_at(deadline, self._look_at_the_clock)
+                self._timer = self._loop.call_at(hung, self._look_at_the_clock)
         self._out += parts
+        if hung - deadline > _GRACE:  # no timer each for the many that come at once
+            self._loop.call_at(deadline, self._overdue, call)
         return call.future
 
     def abort(self, *, hung: bool = False) -> None:
@@ -126,6 +132,8 @@ class Wire(asyncio.BufferedProtocol):
                 self._filled += nbytes
                 if self._filled == len(self._large):
                     value, self._large = self._large, None
+                    if not value.endswith(b"\r\n"):
+                        raise hiredis.ProtocolError("a value of another length")
                     self._answer(memoryview(value)[:-2])
             else:
                 self._take(nbytes)
@@ -136,11 +144,17 @@ class Wire(asyncio.BufferedProtocol):
 
     def _take(self, end: int) -> None:
         # Past hiredis, where no reply has begun before: it would hold a second copy, and a third while it grows.
-        if end < _HEAD or self._buffer[0] != _DOLLAR or self._reader.has_data() or not self._begin_large(end):
-            self._reader.feed(self._buffer, 0, end)  # type: ignore[arg-type]  # takes any buffer
-            gets = self._reader.gets
-            while (reply := gets()) is not _NOTHING:
-                self._answer(reply)
+        if self._between and end >= _HEAD and self._buffer[0] == _DOLLAR and self._begin_large(end):
+            return
+        reader = self._reader
+        reader.feed(self._buffer, 0, end)  # type: ignore[arg-type]  # takes any buffer
+        self._between = False
+        while (reply := reader.gets()) is not _NOTHING:
+            self._answer(reply)
+            # Only right after a reply: in the middle of an array hiredis has no data left either, once it took what there was.
+            if not reader.has_data():
+                self._between = True
+                return
 
     def _begin_large(self, end: int) -> bool:
         """Whether the buffer holds the beginning of one large value: then the rest of it is received where it stays."""
@@ -188,13 +202,22 @@ class Wire(asyncio.BufferedProtocol):
         self._timer = None
         if not self._calls:
             return
-        now, deadline = self._loop.time(), self._calls[0].deadline
-        if deadline > now:
-            self._timer = self._loop.call_at(deadline, self._look_at_the_clock)
+        now, hung = self._loop.time(), self._calls[0].hung
+        if hung > now:
+            self._timer = self._loop.call_at(hung, self._look_at_the_clock)
         elif not late:
             self._timer = self._loop.call_at(now + _GRACE, self._look_at_the_clock, True)
         else:
             self.abort(hung=True)
+
+    def _overdue(self, call: _Call, late: bool = False) -> None:
+        """Give up one call that had less time than Redis has; its replies still come."""
+        if call.future.done():
+            return
+        if late:
+            call.future.set_exception(TierBroken(GONE))
+        else:
+            self._loop.call_at(self._loop.time() + _GRACE, self._overdue, call, True)
 
     def _fail(self, *, hung: bool) -> None:
         calls, self._calls = self._calls, deque()

@@ -5,6 +5,7 @@ Used by `SqlDurable` from two objects or keys on. Connections are those of the e
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from broker_edge.backends.tables import SCHEMA
 from broker_edge.core.exchange import DataObject
 from broker_edge.core.journal_row import plain_text
 
+_LAST_WORD = 1.0  # seconds
 MOST_BYTES = 8 * 2**20  # of bodies in one statement: a value of Postgres ends at 1 GB, and each is copied on its way
 
 
@@ -32,10 +34,15 @@ class _Statement(NamedTuple):
     parameters: int
 
 
+def _statement(name: str, text: bytes, parameters: int) -> _Statement:
+    """Named after its text too: behind a pooler that shares sessions, what another version prepared must not run in its place."""
+    return _Statement(f"broker_edge_{name}_{hashlib.sha256(text).hexdigest()[:16]}".encode(), text, parameters)
+
+
 # One statement is one transaction: there is no BEGIN and no COMMIT to wait for. Reading `stored` makes Postgres insert all
 # objects, by id, before the first cache row, by key: in the order of all other writers, so that there are no deadlocks.
-_STORE = _Statement(
-    b"broker_edge_store",
+_STORE = _statement(
+    "store",
     b"""
     WITH incoming AS MATERIALIZED (
         SELECT * FROM unnest(
@@ -55,8 +62,8 @@ _STORE = _Statement(
     9,
 )
 
-_LOOKUP = _Statement(
-    b"broker_edge_lookup",
+_LOOKUP = _statement(
+    "lookup",
     b"""
     SELECT kept.key, found.data_object_id, found.data_source_id, found.value, found.created_at, found.content_type,
            found.response_type, found.status_code
@@ -65,6 +72,17 @@ _LOOKUP = _Statement(
     """,
     1,
 )
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A cancelled call asks the server to stop, as psycopg wants it; one that does not even hear that is hung up on."""
+
+    async def cancel_safe(self, *, timeout: float = _LAST_WORD) -> None:
+        try:
+            await super().cancel_safe(timeout=min(timeout, _LAST_WORD))
+        except BaseException:  # psycopg would wait for the call's end all the same
+            self.pgconn.finish()
+            raise
 
 
 class PostgresDirect:
@@ -174,25 +192,13 @@ def _object(result: PGresult, row: int) -> DataObject:
     )
 
 
-_TABLE = sql.Identifier(SCHEMA, "run_data_request")
-_COLUMNS = sql.SQL(", ").join(map(sql.Identifier, REQUEST_COLUMNS))
-_COPY = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)")
-_TEMPORARY = sql.SQL(
-    "CREATE TEMPORARY TABLE IF NOT EXISTS incoming_request (LIKE {} INCLUDING DEFAULTS) ON COMMIT DELETE ROWS"
-).format(_TABLE)
-_MOVE = sql.SQL("INSERT INTO {table} ({columns}) SELECT {columns} FROM incoming_request ON CONFLICT DO NOTHING").format(
-    table=_TABLE, columns=_COLUMNS
+_COPY = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(
+    sql.Identifier(SCHEMA, "run_data_request"), sql.SQL(", ").join(map(sql.Identifier, REQUEST_COLUMNS))
 )
 
 
-async def copy_requests(driver: Any, frames: Sequence[bytes], *, new: bool) -> None:
-    """Packed rows into `run_data_request`, in the transaction that is open. COPY knows no ON CONFLICT: where not all are `new`
-    they go by way of a temporary table, which costs Postgres half as much again."""
-    async with driver.cursor() as cursor:
-        if not new:
-            await cursor.execute(_TEMPORARY)
-        target = _TABLE if new else sql.Identifier("incoming_request")
-        async with cursor.copy(_COPY.format(target, _COLUMNS)) as copy:
-            await copy.write(binary.copy_stream(frames))
-        if not new:
-            await cursor.execute(_MOVE)
+async def copy_requests(driver: Any, frames: Sequence[bytes]) -> None:
+    """Packed rows into `run_data_request`, in the transaction that is open. COPY knows no ON CONFLICT: where a row is there
+    already it raises UniqueViolation."""
+    async with driver.cursor() as cursor, cursor.copy(_COPY) as copy:
+        await copy.write(binary.copy_stream(frames))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -15,15 +15,20 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from broker_edge.backends.sql_direct import MOST_BYTES, PostgresDirect, copy_requests
+from broker_edge.backends.sql_direct import MOST_BYTES, Connection, PostgresDirect, copy_requests
 from broker_edge.backends.sql_rows import cache_row, newest_of_keys, object_of, object_row, request_frames, request_row
 from broker_edge.backends.tables import SCHEMA, data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import RequestRow
+from broker_edge.core.journal_row import PackedRows, RequestRow
 from broker_edge.errors import TierBroken
 from broker_edge.ports import Refused
 
-_DIRECT_FROM = 2  # objects or keys: a lone one goes where SQLAlchemy's events show it, and nobody waits behind it
+_DIRECT_FROM = (
+    2  # objects or keys; a lone one goes where SQLAlchemy's events show it, unless others are under way: it costs thrice
+)
+
+# libpq's, in seconds but for the last: a server that vanished without a word is given up by the kernel.
+_KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
 def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngine:
@@ -44,6 +49,8 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
             # psycopg prepares what it has seen five times, and drops all that is prepared, ours too, at the next ROLLBACK, with
             # which each SELECT of SQLAlchemy ends.
             "prepare_threshold": None,
+            "async_creator_fn": Connection.connect,
+            **_KEEPALIVE,
         },
     )
 
@@ -65,6 +72,7 @@ class SqlDurable:
         insert = postgres_insert if postgres else sqlite_insert
         # SQLite has one writer at a time: queueing here is fairer than its busy handler, which sleeps.
         self._writer: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext() if postgres else asyncio.Lock()
+        self._under_way = 0  # look-ups and stores
         self._lookup = _lookup_statement()
         self._add_objects = insert(data_object).on_conflict_do_nothing()
         self._add_requests = insert(run_data_request).on_conflict_do_nothing()
@@ -76,19 +84,32 @@ class SqlDurable:
         )
 
     async def lookup(self, keys: Sequence[str]) -> Sequence[DataObject | None]:
-        async with self._translated():
-            found = await (self._direct.lookup(keys) if self._direct and len(keys) >= _DIRECT_FROM else self._found(keys))
+        with self._one_more() as others:
+            async with self._translated():
+                direct = self._direct if others or len(keys) >= _DIRECT_FROM else None
+                found = await (direct.lookup(keys) if direct else self._found(keys))
         return [found.get(key) for key in keys]
 
     async def store(self, objects: Sequence[DataObject]) -> None:
         # Sorted: two transactions that insert the same rows in different orders would deadlock.
         objects = sorted(objects, key=lambda item: item.object_id.int)
         small = sum(len(item.body) for item in objects) <= MOST_BYTES
-        if self._direct and len(objects) >= _DIRECT_FROM and small:
-            async with self._translated():
-                await self._direct.store(objects)
-        else:
-            await self.append((), objects)
+        with self._one_more() as others:
+            if self._direct and small and (others or len(objects) >= _DIRECT_FROM):
+                async with self._translated():
+                    await self._direct.store(objects)
+            else:
+                await self.append((), objects)
+
+    @contextlib.contextmanager
+    def _one_more(self) -> Iterator[int]:
+        """Counts a call for as long as it lasts; gives how many others are under way as it begins."""
+        others = self._under_way
+        self._under_way += 1
+        try:
+            yield others
+        finally:
+            self._under_way -= 1
 
     async def append(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
         objects = sorted(objects, key=lambda item: item.object_id)
@@ -111,15 +132,14 @@ class SqlDurable:
             return {row.key: object_of(row) for row in rows}
 
     async def _append_frames(self, frames: Sequence[bytes], objects: Sequence[DataObject]) -> None:
+        """COPY is the fast way, and not for rows that are there already: a batch whose commit nobody heard of comes again."""
         try:
-            await self._copied(frames, objects, new=True)
-        except psycopg.errors.UniqueViolation:  # a batch that was committed before, and whose commit nobody heard of
-            await self._copied(frames, objects, new=False)
-
-    async def _copied(self, frames: Sequence[bytes], objects: Sequence[DataObject], *, new: bool) -> None:
-        async with self._engine.begin() as connection:
-            await self._insert_objects(connection, objects)
-            await copy_requests((await connection.get_raw_connection()).driver_connection, frames, new=new)
+            async with self._engine.begin() as connection:
+                await self._insert_objects(connection, objects)
+                await copy_requests((await connection.get_raw_connection()).driver_connection, frames)
+        except psycopg.errors.UniqueViolation:
+            # Not by way of a temporary table: creating one is a privilege that a role may well lack.
+            await self._append_rows(PackedRows(frames), objects)
 
     async def _append_rows(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
         async with self._engine.begin() as connection:

@@ -122,7 +122,7 @@ def pack_row(row: RequestRow) -> bytes:
             row.status_code,
             row.trace_id.encode(),
         )
-    except struct.error:
+    except (struct.error, OverflowError):  # the latter for an infinite time
         raise ValueError("a number is too large for its column") from None
 
 

@@ -86,6 +86,7 @@ class Broker:
         """The rest of the story; `found`: the hot tier's word where it has been asked."""
         refill, deadline = order.refill, order.deadline
         plan, wants = refill.plan, refill.wants
+        self._kitchen.upstream.expect(plan.source.timeout)
         if not plan.source.caching.reusable:
             return await self._fetch_alone(refill, deadline, trail)
         if wants.mode == "refresh":

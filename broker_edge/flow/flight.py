@@ -18,8 +18,8 @@ Outcome = Fetched | EdgeError
 class Flight:
     """The shared work of one key. Passengers wait on futures of their own: one that leaves takes nobody along.
 
-    `token` is set while this flight may hold the fleet's lease. `bought` is set once an answer is paid for: a deadline that
-    strikes from then on ends the waiting, and the work goes on.
+    `token` is set while this flight may hold the fleet's lease, `renewal` where that has to be prolonged. `bought` is set once an
+    answer is paid for: a deadline that strikes from then on ends the waiting, and the work goes on.
     """
 
     __slots__ = (
@@ -32,6 +32,7 @@ class Flight:
         "expired",
         "identity",
         "key",
+        "renewal",
         "task",
         "token",
         "trail",
@@ -46,6 +47,7 @@ class Flight:
         self.bought = False
         self.expired = False
         self.token: str | None = None
+        self.renewal: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None]
         self._seats: dict[asyncio.Future[Outcome], None] = {}
         self._timers = timers

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -206,24 +207,23 @@ class Flights:
 
     async def _alone(self, flight: Flight, work: Work[Any], started_at: float, role: str) -> Fetched:
         flight.trail.note("flight", started_at, self._now(), role, "ok")
-        return await self._refill(None, flight, work)
+        return await work.recall(None, flight.trail) or await self._bought(flight, work)
 
     async def _led(self, key: str, token: str, flight: Flight, work: Work[Any], found: Entry | None) -> Fetched:
         """The work under the lease, which is kept while it lasts; quick work never comes to that."""
-        renewals: list[asyncio.Task[None]] = []
         timers, soon = self._background.timers, asyncio.get_running_loop().time() + self._lease / 3
-        alarm = timers.at(soon, lambda: renewals.append(self._background.spawn("renew", self._renew_forever(key, token))))
+        alarm = timers.at(soon, partial(self._begin_to_renew, flight, key, token))
         try:
-            return await self._refill(found, flight, work)
+            return await work.recall(found, flight.trail) or await self._bought(flight, work)
         finally:
             timers.off(alarm)
-            for renewal in renewals:
-                renewal.cancel()
+            if flight.renewal is not None:
+                flight.renewal.cancel()
 
-    async def _refill(self, found: Entry | None, flight: Flight, work: Work[Any]) -> Fetched:
-        recalled = await work.recall(found, flight.trail)
-        if recalled is not None:
-            return recalled
+    def _begin_to_renew(self, flight: Flight, key: str, token: str) -> None:
+        flight.renewal = self._background.spawn("renew", self._renew_forever(key, token))
+
+    async def _bought(self, flight: Flight, work: Work[Any]) -> Fetched:
         bought = await work.buy(flight.trail, flight.remaining)
         flight.bought = True
         return await work.keep(bought, flight.trail)

@@ -39,14 +39,18 @@ Item = bytes | ObjectFrame  # a packed row, or an object
 class Journal:
     """Counts rows in `appended`, `shipped`, frames in `rejected`; `failing`: the database did not take the last batch.
 
-    `new_id` draws the rows' ids, as UUIDs or as their sixteen bytes, which is cheaper.
+    `new_id` draws the rows' ids, as UUIDs or as their sixteen bytes, which is cheaper. `within`: seconds that the database has
+    for one transaction.
     """
 
-    def __init__(self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID | bytes]) -> None:
+    def __init__(
+        self, spool: Spool, durable: DurableTier, rejected: Spool, new_id: Callable[[], UUID | bytes], *, within: float = 30.0
+    ) -> None:
         self._spool = spool
         self._durable = durable
         self._rejected_spool = rejected
         self._new_id = new_id
+        self._within = within
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
         self._wake = asyncio.Event()
@@ -173,7 +177,10 @@ class Journal:
         rows = PackedRows([item for item in items if isinstance(item, bytes)])
         objects = [item.restore() for item in items if not isinstance(item, bytes)]
         try:
-            await self._durable.append(rows, objects)
+            async with asyncio.timeout(self._within):  # a connection that went silent would hold up all that follows
+                await self._durable.append(rows, objects)
+        except TimeoutError:
+            raise TierBroken("the database does not answer") from None
         except Refused:
             if len(items) == 1:
                 return list(items)

@@ -13,6 +13,7 @@ from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, judge
 from broker_edge.core.plan import Plan
 from broker_edge.core.render import render
 from broker_edge.core.trail import FlightTrail, Record
+from broker_edge.errors import UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.tiers import Nothing, Tiers, shaped
 from broker_edge.flow.upstream import Upstream
@@ -40,10 +41,9 @@ class Kitchen:
 
 
 class Bought(NamedTuple):
-    """An answer that is paid for, and what it was shaped to."""
+    """An answer that is paid for."""
 
     item: DataObject
-    entry: Entry
     started_at: float
 
 
@@ -81,10 +81,13 @@ class Refill:
         """Buy and keep, for a caller who may leave at any moment."""
         bought = await self.buy(trail, remaining)
         # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
-        return await asyncio.shield(self._kitchen.background.spawn("store", self.keep(bought, trail)))
+        kept = await asyncio.shield(self._kitchen.background.spawn("store", self._kept(bought, trail)))
+        if isinstance(kept, UpstreamError):
+            raise kept
+        return kept
 
     async def buy(self, trail: Record, remaining: Callable[[], float]) -> Bought:
-        """Call the upstream and shape its answer: the only place where money is spent."""
+        """Call the upstream: the only place where money is spent."""
         kitchen, source = self._kitchen, self.plan.source
         kitchen.check_spool()
         started_at = kitchen.now()
@@ -101,11 +104,19 @@ class Refill:
             reply.status,
             reusable=admit(reply.status, reusable=source.caching.reusable) is Admission.STORE,
         )
-        return Bought(item, Entry(item.object_id, ended_at, await shaped(item)), started_at)
+        return Bought(item, started_at)
+
+    async def _kept(self, bought: Bought, trail: Record) -> Fetched | UpstreamError:
+        """`keep` for a task that its caller may have left: an answer that can't be read is the caller's news, and no crash."""
+        try:
+            return await self.keep(bought, trail)
+        except UpstreamError as error:
+            return error
 
     async def keep(self, bought: Bought, trail: Record) -> Fetched:
-        """Store what is paid for; nothing may cancel it."""
-        item, entry, started_at = bought
+        """Shape and store what is paid for; nothing may cancel it. Raises PARSE_ERROR, and nothing is stored then."""
+        item, started_at = bought
+        entry = Entry(item.object_id, item.created_at, await shaped(item))
         await self._kitchen.tiers.store(item, entry, self.plan.source.caching.ttl, trail)
         # An entry leaves the hot tier when its ttl ends, so that only the durable tier knew of one that is stale by now.
         return Fetched(entry, self.plan.key, "REQUEST", started_at, item.created_at, item.status, replaced_stale=self._met_stale)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from typing import TypeVar
 
 from broker_edge.core.breaker import Breaker
 from broker_edge.core.exchange import DataObject, Entry
@@ -19,12 +20,15 @@ from broker_edge.core.trail import Record
 from broker_edge.errors import EdgeError, TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.batching import Batcher
+from broker_edge.flow.gathering import Gathering
 from broker_edge.flow.guarded import guarded
 from broker_edge.flow.journal import Journal
 from broker_edge.flow.lookups import Lookups
 from broker_edge.flow.near import NoNear
 from broker_edge.ports import DurableTier, HotTier, NearTier, Refused
 
+T = TypeVar("T")
+_PATIENCE = 0.006  # seconds that a batch for the database waits for more, at most, where the event loop is short of time
 _OFF_LOOP = 256 * 1024  # bytes from which shaping would hold up the event loop
 
 
@@ -65,9 +69,17 @@ class Tiers:
         self._lookups = Lookups(hot, self.hot_breaker, background)
         self._hot_gets: Batcher[str, Entry | None] = Batcher("hot-get", hot.get_many, background, lanes=4)
         self._durable_gets: Batcher[str, DataObject | None] = Batcher(
-            "durable-get", self._look_up, background, lanes=2, most=100, within=durable_timeout
+            "durable-get",
+            self._look_up,
+            background,
+            lanes=2,
+            most=100,
+            within=durable_timeout,
+            gathering=Gathering(_PATIENCE),
         )
-        self._commits: Batcher[DataObject, None] = Batcher("commit", self._commit, background, most=64, within=durable_timeout)
+        self._commits: Batcher[DataObject, None] = Batcher(
+            "commit", self._commit, background, most=64, within=durable_timeout, gathering=Gathering(_PATIENCE)
+        )
 
     def near(self, key: str, record: Record) -> Entry | None:
         """What this process holds itself; a miss is not noted, since the hot tier's word follows it."""
@@ -124,10 +136,13 @@ class Tiers:
         started_at, result = self._now(), "ok"
         try:
             await guarded(self.commit_breaker, lambda: self._commits.call(item))
-        except TierBroken:
-            # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows.
+        except (TierBroken, asyncio.CancelledError) as error:
+            # The call is paid for: what the database can't take now waits in the spool, as safe from a crash as audit rows. So
+            # does what the process' end cuts off: whether it arrived is unknown, and twice is as good as once.
             result = "spooled"
             self._journal.keep(item)
+            if isinstance(error, asyncio.CancelledError):
+                raise
         finally:
             record.note("store", started_at, self._now(), "durable", result)
             if item.reusable:  # even where nothing durable takes it: the next caller must not pay again
@@ -157,20 +172,25 @@ class Tiers:
     async def _look_up(self, keys: Sequence[str]) -> Sequence[DataObject | None]:
         # A herd of one key may meet here: each key is asked for once.
         distinct = list(dict.fromkeys(keys))
-        found = dict(zip(distinct, await self._durable.lookup(distinct), strict=True))
+        found = dict(zip(distinct, await self._in_time(self._durable.lookup(distinct)), strict=True))
         return [found[key] for key in keys]
 
     async def _commit(self, items: Sequence[DataObject]) -> Sequence[BaseException | None]:
         try:
-            async with asyncio.timeout(self._durable_timeout):
-                await self._durable.store(items)
-        except TimeoutError:
-            raise TierBroken("the database does not answer") from None
+            await self._in_time(self._durable.store(items))
         except Refused:
             if len(items) == 1:
                 return [EdgeError("INTERNAL", "the database refuses this object")]
             return [answer for item in items for answer in await self._commit([item])]
         return [None] * len(items)
+
+    async def _in_time(self, call: Awaitable[T]) -> T:
+        """A call that the database does not answer must end, not just be left: it holds a lane, which others need."""
+        try:
+            async with asyncio.timeout(self._durable_timeout):
+                return await call
+        except TimeoutError:
+            raise TierBroken("the database does not answer") from None
 
 
 async def shaped(item: DataObject) -> bytes:

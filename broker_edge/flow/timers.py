@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from math import inf
 
 Alarm = tuple[int, int]
+_STALE = 1000  # numbers of slots that are gone, from which on they are weeded out
 
 
 class TimingWheel:
@@ -18,8 +21,9 @@ class TimingWheel:
     def __init__(self, grain: float = 0.001) -> None:
         self._grain = grain
         self._slots: dict[int, dict[int, Callable[[], None]]] = {}
+        self._order: list[int] = []  # a heap of their numbers, and of numbers whose slot is gone
         self._made = 0
-        self._next = 0  # the slot for which the timer is set
+        self._next = inf  # the slot for which the timer is set; nothing comes before the end of a turn that is under way
         self._timer: asyncio.TimerHandle | None = None
 
     def at(self, when: float, call: Callable[[], None]) -> Alarm:
@@ -28,8 +32,7 @@ class TimingWheel:
         calls = self._slots.get(slot)
         if calls is None:
             calls = self._slots[slot] = {}
-            if self._timer is None or slot < self._next:
-                self._set(slot)
+            self._put_in_order(slot)
         self._made = number = self._made + 1
         calls[number] = call
         return slot, number
@@ -43,6 +46,16 @@ class TimingWheel:
             if not calls:  # the timer stays: setting it anew for each would cost what the wheel saves
                 del self._slots[slot]
 
+    def _put_in_order(self, slot: int) -> None:
+        order = self._order
+        if len(order) > _STALE + 2 * len(self._slots):  # nearly all are stale, and some may be so for minutes
+            order[:] = self._slots
+            heapify(order)
+        else:
+            heappush(order, slot)
+        if slot < self._next:
+            self._set(slot)
+
     def _set(self, slot: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -50,12 +63,25 @@ class TimingWheel:
         self._timer = asyncio.get_running_loop().call_at(slot * self._grain, self._turn)
 
     def _turn(self) -> None:
-        self._timer = None
+        self._timer, self._next = None, -inf
         due = asyncio.get_running_loop().time() / self._grain
-        for slot in sorted(slot for slot in self._slots if slot <= due):
-            calls = self._slots.get(slot, {})
-            while calls:  # one by one: each may call off others
-                calls.pop(next(iter(calls)))()
-            self._slots.pop(slot, None)
-        if self._slots and self._timer is None:
-            self._set(min(self._slots))
+        slots, order = self._slots, self._order
+        try:
+            while order and (order[0] <= due or order[0] not in slots):
+                self._run(heappop(order))
+        finally:
+            self._next = inf
+            if order:
+                self._set(order[0])
+
+    def _run(self, slot: int) -> None:
+        """One by one: each may call off others of the slot, or add some to it, which then has a place in the order anew."""
+        try:
+            while calls := self._slots.get(slot):
+                call = calls.pop(next(iter(calls)))
+                if not calls:
+                    del self._slots[slot]
+                call()
+        finally:
+            if slot in self._slots:  # one has raised, against the rule: the others must not pay for it
+                heappush(self._order, slot)

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from broker_edge.core.content_coding import Decoder
 from broker_edge.core.exchange import Outbound, Reply, Target
@@ -25,6 +26,7 @@ from broker_edge.ports import RawReply, Transport
 
 _MOST_ADDRESSES = 3  # tried one after the other while nothing has been sent
 _GROWTH = 2.0  # seconds
+_LONG_CALLS = 512  # under way and abandoned: beyond, calls get no more time than their own callers need
 _AT_ONCE = 64 * 1024  # bytes of a body that is read in one go where its length is known beforehand
 _ERROR_BODY = 64 * 1024  # read of an answer that nobody wants, so that its connection can be used again
 
@@ -50,6 +52,13 @@ class Upstream:
         self._now = now
         self._random = random
         self.in_flight = 0
+        self._abandoned: list[float] = []  # a heap: when calls end that nobody waits for
+        self._patience = 0.0
+
+    def expect(self, patience: float) -> None:
+        """Somebody may wait for a call for `patience` seconds, be it their own or another's."""
+        if patience > self._patience:
+            self._patience = patience
 
     async def send(self, request: Outbound, policy: RetryPolicy, remaining: Callable[[], float], record: Record) -> Reply:
         """A 2xx answer, or the last attempt's EdgeError."""
@@ -71,9 +80,11 @@ class Upstream:
         started_at, context = self._now(), record.branch()
         result = "abandoned"
         reply: Reply | int | None = None
+        within = self._within(policy, remaining)
         self.in_flight += 1
         try:
-            reply = answer = await self._timed(_traced(request, context), policy, _within(policy, remaining))
+            send = self._follow if policy.attempt_timeout is None else self._timed
+            reply = answer = await send(_traced(request, context), policy, within)
             result = "ok"
             return answer
         except EdgeError as error:
@@ -82,12 +93,27 @@ class Upstream:
             raise
         finally:
             self.in_flight -= 1
+            if result == "abandoned":
+                heappush(self._abandoned, started_at + within)
             attributes = _attributes(request, attempt, reply) if context.sampled else None
             record.note("attempt", started_at, self._now(), request.method, result, context, attributes)
 
+    def _within(self, policy: RetryPolicy, remaining: Callable[[], float]) -> float:
+        """Seconds after which the engine may end an attempt by itself, as nobody is likely to be waiting any more.
+
+        A deadline may still grow, with a follower who has more time: as much as anybody had before. No more than that, since a
+        call that is cancelled may live on in the engine until then, with its connection; and while an upstream hangs, and the
+        abandoned are many, only about twice its time: patient followers may lose then, the process does not.
+        """
+        if policy.attempt_timeout is not None:
+            return policy.attempt_timeout
+        now = self._now()
+        while self._abandoned and self._abandoned[0] <= now:
+            heappop(self._abandoned)
+        many = self.in_flight + len(self._abandoned) >= _LONG_CALLS
+        return max(2 * remaining(), 0.0 if many else self._patience) + _GROWTH
+
     async def _timed(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
-        if policy.attempt_timeout is None:
-            return await self._follow(request, policy, within)
         try:
             async with asyncio.timeout(policy.attempt_timeout) as limit:
                 return await self._follow(request, policy, within)
@@ -140,11 +166,6 @@ class Upstream:
         async for chunk in raw.chunks():
             decoder.feed(chunk)
         return decoder.finish()
-
-
-def _within(policy: RetryPolicy, remaining: Callable[[], float]) -> float:
-    """Seconds after which nobody waits for an attempt any more; a deadline may still grow, with a follower who has more time."""
-    return policy.attempt_timeout or 2 * max(0.0, remaining()) + _GROWTH
 
 
 async def _discard(raw: RawReply) -> bytes:

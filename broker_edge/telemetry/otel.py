@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Mapping
 
 from opentelemetry.trace import SpanKind
@@ -73,7 +74,10 @@ class Tracing:
         if trail.context.sampled and self._rendering is not None:
             self._rendering.flight(trail)
 
-    def close(self) -> None:
-        """Export what is left; blocks, so call it off the event loop."""
+    def close(self, within: float = 30.0) -> None:
+        """Export what is left, for at most `within` seconds; blocks, so call it off the event loop."""
         if self.provider is not None:
-            self.provider.shutdown()
+            # No exporter can be told how long it may take. A daemon is what the process' end need not wait for.
+            end = threading.Thread(target=self.provider.shutdown, name="otlp-end", daemon=True)
+            end.start()
+            end.join(within)

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import uuid
 from binascii import crc_hqx
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 from hiredis import ReplyError
 from redis.crc import key_slot
 
+from broker_edge.backends.redis_cluster import Cluster
 from broker_edge.backends.redis_connect import connect
 from broker_edge.backends.redis_link import RedisFleet, RedisHot
 from broker_edge.backends.redis_wire import packed
@@ -163,6 +165,99 @@ async def test_a_server_that_took_over_is_found_after_the_other_failed(monkeypat
         assert isinstance(failed[0], TierBroken)
         cluster[:] = [(range(SLOTS), low)]
         assert await hot._redis.lane.execute(MIXED, [get(key) for key in MIXED]) == [b"%d" % low.port] * 4
+
+
+async def test_a_call_over_servers_that_hang_has_one_deadline_map_included() -> None:
+    asked = 0
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        with contextlib.suppress(OSError):
+            await reader.read()
+            await reader.read()
+        writer.close()
+
+    async with contextlib.AsyncExitStack() as stack:
+        seeds = [await stack.enter_async_context(await asyncio.start_server(hang, "127.0.0.1", 0)) for _ in range(12)]
+        hosts = ",".join(f"127.0.0.1:{seed.sockets[0].getsockname()[1]}" for seed in seeds)
+        hot = RedisHot(connect(f"redis+cluster://{hosts}", 0.2))
+        outcomes = await asyncio.gather(*(hot.get_many([key]) for key in MIXED), hot.ping(), return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["Redis can't be reached"] * 5
+        # Half the time for each server: those that share the look may use what is left of their own, all began at once.
+        assert 1 <= asked <= 4
+        await hot.aclose()
+
+
+class Asked:
+    """A lane that says what a test says, and notes by when it was to be answered."""
+
+    def __init__(self, noted: list[tuple[bytes, float]], replies: Callable[[bytes], list[Any]]) -> None:
+        self._noted = noted
+        self._replies = replies
+
+    async def execute(
+        self, keys: Sequence[str], parts: Sequence[bytes], instead: Sequence[bytes] | None, deadline: float
+    ) -> list[Any]:
+        self._noted.append((parts[-1], deadline))
+        return self._replies(parts[-1])
+
+    async def aclose(self) -> None: ...
+
+    def distrust(self, key: str) -> None:
+        self._noted.append((b"distrusted", 0))
+
+
+def fake_cluster(replies: Callable[[bytes], list[Any]]) -> tuple[Cluster, list[tuple[bytes, float]]]:
+    noted: list[tuple[bytes, float]] = []
+    lane: Any = lambda address: Asked(noted, replies)  # noqa: E731
+    client: Any = None
+    return Cluster([("127.0.0.1", 1)], lane, client, 30), noted
+
+
+async def test_a_call_that_is_redirected_keeps_its_deadline() -> None:
+    moved = ReplyError(f"MOVED {slot_of(LOW[0])} 127.0.0.1:2")
+
+    def replies(command: bytes) -> list[Any]:
+        return [[[0, SLOTS - 1, [b"127.0.0.1", 1]]] if b"CLUSTER" in command else moved]
+
+    cluster, noted = fake_cluster(replies)
+    assert await cluster.execute([LOW[0]], [get(LOW[0])]) == [moved]
+    assert len(noted) == 5  # the map, the call, three redirections
+    assert len({deadline for _, deadline in noted}) == 1
+
+
+@pytest.mark.parametrize("reply", [7, b"x" * 30, None, [7], [[0, 1]], [[0, SLOTS - 1, [7, 7]]], [[b"0", 1, [b"h", 1]]]], ids=repr)
+async def test_what_is_no_map_is_none_and_its_connection_is_not_trusted(reply: Any) -> None:
+    cluster, noted = fake_cluster(lambda _: [reply])
+    with pytest.raises(TierBroken, match=r"^Redis can't be reached$"):
+        await cluster.execute([LOW[0]], [get(LOW[0])])
+    assert [command for command, _ in noted[1:]] == [b"distrusted"]
+
+
+async def test_the_answer_to_something_else_ends_the_connection_to_its_server_alone() -> None:
+    async with two_nodes() as (low, high, hot, _):
+        high.answer = lambda words: b":7\r\n"
+        with pytest.raises(TierBroken, match=r"^Redis answered something else$"):
+            await hot.get_many([HIGH[0]])
+        lanes = hot._redis.lane._lanes
+        assert [lanes["127.0.0.1", node.port]._wire.usable for node in (low, high)] == [True, False]
+
+
+async def test_a_put_that_was_lost_on_its_way_between_servers_is_not_done_twice() -> None:
+    async with two_nodes() as (low, high, hot, _):
+        said: list[list[bytes]] = []
+
+        def answer(words: list[bytes]) -> bytes:
+            said.append(words[:1])
+            if words[0] == b"SET":
+                raise ConnectionResetError
+            return b"+OK\r\n" if words[0] == b"ASKING" else b":1\r\n"
+
+        low.answer = lambda words: b"-ASK %d 127.0.0.1:%d\r\n" % (slot_of(LOW[0]), high.port)
+        high.answer = answer
+        await hot.put(LOW[0], Entry(uuid.uuid4(), 1.5, b"[1]"), 60)
+        assert said == [[b"ASKING"], [b"SET"], [b"ASKING"], [b"DEL"]]
 
 
 # Real servers.

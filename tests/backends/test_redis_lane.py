@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +17,13 @@ from hiredis import ReplyError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_edge.backends import redis_wire
+from broker_edge.backends import redis_lane, redis_wire
 from broker_edge.backends.redis_connect import connect
 from broker_edge.backends.redis_lane import Lane
+from broker_edge.backends.redis_link import RedisFleet, RedisHot
 from broker_edge.backends.redis_wire import ConnectionLost, Wire, packed
+from broker_edge.core.exchange import Entry
+from broker_edge.core.packing import pack
 from broker_edge.errors import TierBroken
 from tests import servers
 
@@ -198,6 +203,129 @@ async def test_a_large_value_is_handed_out_where_it_was_received() -> None:
     assert replies == [value, value]
 
 
+LARGE = bytes(range(256)) * 300
+
+
+def boundaries(replies: list[Any], around: int = 40) -> Iterator[int]:
+    """Each place in the encoded replies where something of their structure is, or nearly."""
+    end, total = 0, sum(len(encoded(reply)) for reply in replies)
+    places = set(range(1, around))
+    for reply in replies:
+        end += len(encoded(reply))
+        places |= set(range(end - around, end + around))
+    return iter(sorted(place for place in places if 0 < place < total))
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [[[1, LARGE], LARGE, [0, 5]], [[LARGE, LARGE], None, LARGE], [LARGE, [1, [2, LARGE]], LARGE], [7, [1, LARGE], b"x"]],
+    ids=["a bid", "two in one", "nested", "after a number"],
+)
+async def test_an_array_with_a_large_value_may_be_cut_anywhere(replies: list[Any]) -> None:
+    data = b"".join(map(encoded, replies))
+    for cut in boundaries(replies):
+        for second in (1, 10, 10**9):
+            wire = Wire()
+            wire.connection_made(Nowhere())
+            futures = [wire.send([b"?"], 1, asyncio.get_running_loop().time() + 60) for _ in replies]
+            for piece in (data[:cut], data[cut : cut + second], data[cut + second :]):
+                receive(wire, piece, iter([10**9] * 99))
+            assert [future.done() and future.result()[0] for future in futures] == replies, (cut, second)
+            wire.connection_lost(None)
+
+
+class Heard(Nowhere):
+    def __init__(self, spoken: asyncio.Event) -> None:
+        super().__init__()
+        self._spoken = spoken
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        self._spoken.set()
+
+
+class Played:
+    """A lane whose server says what a test says, in the pieces that it says."""
+
+    def __init__(self) -> None:
+        self.wires: list[tuple[Wire, Nowhere]] = []
+        self.link: Any = SimpleNamespace(lane=Lane(self._dial, 30))
+        self._spoken = asyncio.Event()
+
+    async def _dial(self, deadline: float) -> Wire:
+        wire, transport = Wire(), Heard(self._spoken)
+        wire.connection_made(transport)
+        self.wires.append((wire, transport))
+        return wire
+
+    async def asked(self, count: int) -> Wire:
+        """The connection, once it has written so many commands."""
+        while not self.wires or b"".join(self.wires[-1][1].written).count(b"*") < count:
+            await self._spoken.wait()
+            self._spoken.clear()
+        return self.wires[-1][0]
+
+
+async def test_bids_and_look_ups_get_their_own_answers_wherever_these_are_cut() -> None:
+    item, other = Entry(uuid.uuid4(), 1.5, LARGE), Entry(uuid.uuid4(), 2.5, b"[2]")
+    replies = [[1, pack(item)], pack(item), [0, 5000], pack(other)]
+    for cut in boundaries(replies):
+        played = Played()
+        fleet, hot = RedisFleet(played.link), RedisHot(played.link)
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(fleet.bid("a", "one", 60))
+            looked = group.create_task(hot.get_many(["a"]))
+            second = group.create_task(fleet.bid("b", "two", 60))
+            again = group.create_task(hot.get_many(["b"]))
+            wire, data = await played.asked(4), b"".join(map(encoded, replies))
+            for piece in (data[:cut], data[cut:]):
+                receive(wire, piece, iter([10**9] * 99))
+        assert (first.result().won, first.result().entry) == (True, item)
+        assert (second.result().won, second.result().lease_left) == (False, 5)
+        assert (looked.result(), again.result()) == ([item], [other])
+        assert len(played.wires) == 1
+        played.wires[0][0].connection_lost(None)
+
+
+BID, GET, PUT, DELETE, RENEW, SETTLE = "bid", "get", "put", "delete", "renew", "settle"
+SHIFTED = [(BID, reply) for reply in (None, 1, b"x" * 30, [], [1], [1, 2], [0, b"x"], [0, None], [2, 2], [1, None, 3])]
+SHIFTED += [(GET, reply) for reply in (1, [1, b"x" * 30])]
+SHIFTED += [(what, reply) for what in (DELETE, RENEW, SETTLE) for reply in (None, b"x" * 30, [1, None])]
+SHIFTED += [(PUT, reply) for reply in (b"x" * 30, [1, None])]
+
+
+@pytest.mark.parametrize(("what", "reply"), SHIFTED, ids=repr)
+async def test_the_answer_to_something_else_ends_the_connection(what: str, reply: Any) -> None:
+    played = Played()
+    fleet, hot = RedisFleet(played.link), RedisHot(played.link)
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
+        BID: lambda: fleet.bid("a", "one", 60),
+        GET: lambda: hot.get_many(["a"]),
+        PUT: lambda: hot.put("a", Entry(uuid.uuid4(), 1.5, b"[1]"), 60),
+        DELETE: lambda: hot.delete("a"),
+        RENEW: lambda: fleet.renew("a", "one", 60),
+        SETTLE: lambda: fleet.settle("a", "one", b""),
+    }
+
+    async def ask() -> None:
+        with pytest.raises(TierBroken, match=r"^Redis answered something else$"):
+            await calls[what]()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ask())
+        receive(await played.asked(1), encoded(reply), iter([10**9]))
+    assert [(wire.usable, transport.aborted) for wire, transport in played.wires] == [(False, True)]
+
+
+async def test_a_large_value_that_ends_elsewhere_ends_the_connection() -> None:
+    wire, transport = Wire(), Nowhere()
+    wire.connection_made(transport)
+    future = wire.send([b"?"], 1, asyncio.get_running_loop().time() + 60)
+    receive(wire, encoded(LARGE)[:-2] + b"+OK\r\n", iter([10**9] * 9))
+    assert transport.aborted
+    assert isinstance(future.exception(), ConnectionLost)
+
+
 # What is sent.
 
 
@@ -310,6 +438,67 @@ async def test_what_a_caller_gave_up_is_not_sent_again() -> None:
         assert got == [b"stays"]
 
 
+async def test_a_put_whose_answer_was_lost_undoes_nothing_newer(redis_server: servers.Valkey) -> None:
+    name = uuid.uuid4().hex
+    older, newer = Entry(uuid.uuid4(), 1.5, b"[1]"), Entry(uuid.uuid4(), 2.5, b"[2]")
+    commands: list[bytes] = []
+    real = connect(redis_server.url, 30)
+    others = RedisHot(real)
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            words = await peer.command()
+            commands.append(words[0])
+            reply = await real.execute_command(*words)
+            if peer.number == 1:
+                await others.put(name, newer, 60)
+                return
+            await peer.say(b":%d\r\n" % reply)
+
+    async with lane_to(serve) as (lane, _):
+        link: Any = SimpleNamespace(lane=lane)
+        await RedisHot(link).put(name, older, 60)
+        assert await others.get_many([name]) == [None]  # the durable tier knows the newer one
+    assert commands == [b"SET", b"DEL"]
+    await real.aclose()
+
+
+async def test_a_put_that_a_replica_refused_is_done_at_the_primary() -> None:
+    said: list[bytes] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            said.append((await peer.command())[0])
+            await peer.say(b"-READONLY You can't write against a read only replica.\r\n" if peer.number == 1 else b"+OK\r\n")
+
+    async with lane_to(serve) as (lane, _):
+        link: Any = SimpleNamespace(lane=lane)
+        await RedisHot(link).put("a", Entry(uuid.uuid4(), 1.5, b"[1]"), 60)
+    assert said == [b"SET", b"SET"]
+
+
+async def refuse(peer: Peer) -> None:
+    while await peer.command():
+        await peer.say(b"-READONLY You can't write against a read only replica.\r\n")
+
+
+async def test_a_server_that_stays_a_replica_does_not_cost_a_dial_for_each_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_lane, "_READONLY", 3600.0)
+    async with lane_to(refuse) as (lane, server):
+        alone = [await lane.execute(["k"], asking("x")) for _ in range(10)]
+        together = await asyncio.gather(*(lane.execute(["k"], asking("x")) for _ in range(10)))
+        assert {type(reply) for replies in alone + together for reply in replies} == {ReplyError}
+        assert server.connections == 2
+
+
+async def test_a_server_that_stays_a_replica_is_dialled_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_lane, "_READONLY", 0.0)
+    async with lane_to(refuse) as (lane, server):
+        for number in range(1, 4):
+            assert isinstance(await _outcome(lane), TierBroken)
+            assert server.connections == 2 * number
+
+
 async def test_a_primary_that_was_demoted_is_left_for_whoever_it_is_by_then() -> None:
     async def serve(peer: Peer) -> None:
         while await peer.command():
@@ -369,6 +558,40 @@ async def test_what_arrived_while_this_process_stood_still_counts_as_in_time(mon
         assert await asked == [b"OK"]
 
 
+async def test_one_whose_time_ends_before_that_of_those_ahead_of_it_waits_no_longer() -> None:
+    wire, transport = Wire(), Nowhere()
+    wire.connection_made(transport)
+    now = asyncio.get_running_loop().time()
+    ahead, older, left, behind = (wire.send([b"?"], 1, now + seconds, now + 60) for seconds in (60, 0.05, 0.05, 60))
+    left.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(TierBroken, match=GONE):
+            await older
+    assert (wire.usable, ahead.done(), behind.done()) == (True, False, False)
+    receive(wire, b":1\r\n:2\r\n:3\r\n:4\r\n", iter([10**9]))
+    assert (await ahead, await behind) == ([1], [4])
+    wire.connection_lost(None)
+
+
+async def test_a_caller_with_little_time_left_does_not_end_the_connection_of_the_others() -> None:
+    answer = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        for _ in range(2):
+            await peer.command()
+        await answer.wait()
+        await peer.say(b":1\r\n:2\r\n")
+        await peer.silence()
+
+    async with lane_to(serve, timeout=60) as (lane, server), asyncio.timeout(30), asyncio.TaskGroup() as group:
+        hurried = group.create_task(_outcome(lane, asyncio.get_running_loop().time() + 0.05))
+        patient = group.create_task(lane.execute(["k"], asking("y")))
+        assert str(await hurried) == "Redis can't be reached"
+        answer.set()
+        assert await patient == [2]
+        assert server.connections == 1
+
+
 # Dialling.
 
 
@@ -399,9 +622,9 @@ async def test_a_dial_that_fails_fails_for_all_that_waited_for_it() -> None:
     assert dialled == 2
 
 
-async def _outcome(lane: Lane) -> Any:
+async def _outcome(lane: Lane, deadline: float | None = None) -> Any:
     try:
-        return await lane.execute(["k"], asking("x"))
+        return await lane.execute(["k"], asking("x"), None, deadline)
     except TierBroken as error:
         return error
 

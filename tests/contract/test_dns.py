@@ -253,3 +253,67 @@ async def test_a_name_that_turns_private_is_refused_with_the_refresh() -> None:
     with pytest.raises(TargetDenied):
         await guard.targets("http", "rebind.test", 80)
     await resolver.aclose()
+
+
+class SlowFor(Lookup):
+    """Answers at once but for names that it was asked for before, which wait for leave."""
+
+    def __call__(self, host: str) -> tuple[str, ...]:
+        known = host in self.asked
+        self.asked.append(host)
+        assert not known or self.leave.wait(20)
+        return ("8.8.8.8",)
+
+
+async def test_a_hundred_slow_refreshes_keep_no_new_name_waiting() -> None:
+    lookup, clock = SlowFor(), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    names = [f"bureau{number}.test" for number in range(100)]
+    for name in (*names, *names):
+        await resolver.resolve(name, 80)
+    lookup.leave.clear()
+    clock.at += 25
+    async with asyncio.TaskGroup() as group:
+        group.create_task(resolver.refresh())
+        await started(lookup, 101)
+        assert await resolver.resolve("new.test", 80) == ("8.8.8.8",)
+        assert len(lookup.asked) < 110
+        lookup.leave.set()
+    assert sorted(lookup.asked) == sorted([*names, *names, "new.test"])
+    await resolver.aclose()
+
+
+async def test_a_refresh_that_outlives_its_time_out_keeps_its_place_until_it_ends() -> None:
+    lookup, clock = SlowFor(), Hands()
+    resolver = SystemResolver(lookup, now=clock, timeout=0.02)
+    names = [f"bureau{number}.test" for number in range(6)]
+    for name in (*names, *names):
+        await resolver.resolve(name, 80)
+    lookup.leave.clear()
+    clock.at += 25
+    async with asyncio.TaskGroup() as group:
+        group.create_task(resolver.refresh())
+        await started(lookup, 10)
+        clock.at += 6
+        with pytest.raises(UpstreamError):  # whose time-out ends after those of the refresh
+            await resolver.resolve(names[0], 80)
+        assert len(lookup.asked) == 10
+        lookup.leave.set()
+    assert len(lookup.asked) == 12
+    await resolver.aclose()
+
+
+async def test_a_name_whose_refresh_fails_is_spared_for_longer_each_time() -> None:
+    lookup, clock = Lookup(lambda count: ("8.8.8.8",) if count == 1 else ()), Hands()
+    resolver = SystemResolver(lookup, now=clock)
+    await resolver.resolve("bureau.test", 80)
+    await resolver.resolve("bureau.test", 80)
+    clock.at += 20.5
+    tried = []
+    for second in range(9):
+        before = len(lookup.asked)
+        await resolver.refresh()
+        tried += [second] if len(lookup.asked) > before else []
+        clock.at += 1
+    assert tried == [0, 1, 3, 7]
+    await resolver.aclose()

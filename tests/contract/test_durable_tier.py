@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge.backends.migrations import migrate
+from broker_edge.backends.sql_direct import Connection, _statement
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.tables import data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
@@ -571,3 +573,70 @@ async def test_a_database_without_tables_is_broken_rather_than_refusing(
         with pytest.raises(TierBroken):
             await CALLS[name](tier)
     await tier.aclose()
+
+
+async def test_rows_that_come_twice_need_no_right_to_temporary_tables(postgres_server: servers.Postgres) -> None:
+    owner = make_engine(load({}, database_url=postgres_server.create()).database)
+    await migrate(owner)
+    name = f"edge_{uuid.uuid4().hex}"
+    async with owner.begin() as connection:
+        await connection.exec_driver_sql(f'REVOKE TEMPORARY ON DATABASE "{owner.url.database}" FROM PUBLIC')
+        await connection.exec_driver_sql(f"CREATE ROLE {name} LOGIN")
+        await connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA data_broker TO {name}")
+        await connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA data_broker TO {name}")
+    engine = make_engine(owner.url.set(username=name).render_as_string(hide_password=False))
+    tier, rows, one = SqlDurable(engine), [row(), bare_row(), row(error={"code": ODD})], item()
+    await tier.append(PackedRows([pack_row(each) for each in rows[:2]]), [])
+    await tier.append(PackedRows([pack_row(each) for each in rows]), [one])
+    found = await rows_of(engine, rows)
+    assert set(found) == {each.run_data_request_id for each in rows}
+    assert found[rows[0].run_data_request_id].created_at.timestamp() == rows[0].created_at
+    assert await tier.lookup([one.key]) == [one]
+    await tier.aclose()
+    async with owner.begin() as connection:
+        await connection.exec_driver_sql(f"DROP OWNED BY {name}")
+        await connection.exec_driver_sql(f"DROP ROLE {name}")
+    await owner.dispose()
+
+
+@pytest.mark.parametrize("name", ["lookup", "store", "append", "lookup of several", "store of several"])
+async def test_a_call_that_is_given_up_hangs_up_on_a_postgres_that_says_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_edge.backends.sql_direct._LAST_WORD", 0.05)
+    hung_up: list[bool] = []
+    cancel_safe = Connection.cancel_safe
+
+    async def watched(self: Connection, **options: Any) -> None:
+        try:
+            await cancel_safe(self, **options)
+        finally:
+            hung_up.append(self.closed)
+
+    monkeypatch.setattr(Connection, "cancel_safe", watched)
+    with servers.postgres() as server:
+        engine = make_engine(load({}, database_url=server.create()).database, pool_size=1)
+        tier = SqlDurable(engine)
+        await migrate(engine)
+        await tier.ping()
+        assert server.process is not None
+        family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        try:
+            for process in family:
+                process.suspend()
+            async with asyncio.timeout(30):
+                with pytest.raises((TimeoutError, TierBroken)):  # the latter where COPY meets the closed connection
+                    async with asyncio.timeout(0.2):
+                        await CALLS[name](tier)
+        finally:
+            for process in family:
+                process.resume()
+        assert hung_up == [True]
+        await tier.ping()
+        await tier.aclose()
+
+
+def test_another_statement_is_prepared_under_another_name() -> None:
+    names = {_statement(name, text, 1).name for name in ("store", "lookup") for text in (b"SELECT 1", b"SELECT 2")}
+    assert len(names) == 4
+    assert max(map(len, names)) < 64  # Postgres' bound for identifiers

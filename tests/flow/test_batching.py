@@ -10,6 +10,7 @@ import pytest
 from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.batching import Batcher
+from broker_edge.flow.gathering import Gathering
 
 
 class Backend:
@@ -213,3 +214,101 @@ async def test_what_is_answered_is_not_kept_for_its_time_limit(backend: Backend,
     for number in range(10):
         assert await calls.call(number * 10) == number * 20
     assert len(calls._due) == 1
+
+
+class Told(Gathering):
+    """Says that it is worth waiting, or that it is not."""
+
+    def __init__(self, patience: float, worth: bool) -> None:
+        super().__init__(patience)
+        self.answer = worth
+
+    def worth(self, wanted: int) -> bool:
+        return self.answer
+
+
+class Crowd:
+    """Work in hand beside the batches."""
+
+    def __init__(self, background: Background, count: int) -> None:
+        self._leave = asyncio.Event()
+        self._tasks = [background.spawn("crowd", self._stay()) for _ in range(count)]
+
+    async def _stay(self) -> None:
+        await self._leave.wait()
+
+    async def gone(self) -> None:
+        self._leave.set()
+        await asyncio.gather(*self._tasks)
+
+
+def patient(
+    backend: Backend, background: Background, worth: bool = True, patience: float = 1e6, most: int = 256
+) -> Batcher[int, int]:
+    return Batcher("numbers", backend.flush, background, most=most, gathering=Told(patience, worth))
+
+
+async def ticks(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_batch_waits_for_half_of_the_work_in_hand(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 8), patient(backend, background)
+    answers = []
+    for number in range(4):
+        await ticks()
+        assert backend.batches == []
+        answers.append(calls.call(number))
+    assert await all_of(answers) == [0, 2, 4, 6]
+    assert backend.batches == [[0, 1, 2, 3]]
+    await crowd.gone()
+
+
+async def test_a_batch_that_waits_takes_the_rest_of_the_tick_in_which_it_is_enough(
+    backend: Backend, background: Background
+) -> None:
+    crowd, calls = Crowd(background, 8), patient(backend, background)
+    assert await all_of([calls.call(number) for number in range(7)]) == [number * 2 for number in range(7)]
+    assert backend.batches == [list(range(7))]
+    await crowd.gone()
+
+
+async def test_a_batch_waits_no_longer_than_its_patience(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 8), patient(backend, background, patience=0.01)
+    assert await all_of([calls.call(1)]) == [2]
+    await crowd.gone()
+
+
+async def test_a_full_batch_waits_for_nothing(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 100), patient(backend, background, most=2)
+    assert await all_of([calls.call(1), calls.call(2)]) == [2, 4]
+    await crowd.gone()
+
+
+async def test_a_batch_that_would_gain_nothing_waits_for_nothing(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 8), patient(backend, background, worth=False)
+    assert await all_of([calls.call(1)]) == [2]
+    await crowd.gone()
+
+
+async def test_a_lone_call_waits_for_nothing_even_so(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 1), patient(backend, background)
+    assert await all_of([calls.call(1)]) == [2]
+    await crowd.gone()
+
+
+async def test_what_waited_for_a_lane_gathers_too(backend: Backend, background: Background) -> None:
+    crowd, calls = Crowd(background, 8), patient(backend, background)
+    backend.gate.clear()
+    first = [calls.call(number) for number in range(4)]
+    await backend.begun.wait()
+    later = [calls.call(10)]
+    backend.gate.set()
+    assert await all_of(first) == [0, 2, 4, 6]
+    await ticks()
+    assert len(backend.batches) == 1
+    later += [calls.call(number) for number in (11, 12, 13)]
+    assert await all_of(later) == [20, 22, 24, 26]
+    assert backend.batches == [[0, 1, 2, 3], [10, 11, 12, 13]]
+    await crowd.gone()

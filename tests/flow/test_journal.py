@@ -341,3 +341,27 @@ async def test_what_an_earlier_process_left_has_an_age_while_the_database_is_gon
     await asyncio.sleep(0.002)
     assert second.journal.waiting_for() > 0
     second.close()
+
+
+async def test_a_database_that_falls_silent_is_given_up_and_loses_nothing(setup: Setup) -> None:
+    journal = Journal(setup.spool, setup.database, setup.rejected, uuid.uuid4, within=0.01)
+    runs = setup.record(3)
+    setup.database.gate.clear()
+    async with asyncio.timeout(30):
+        with pytest.raises(TierBroken):
+            await journal.ship_batch()
+    assert journal.failing
+    setup.database.gate.set()
+    assert await journal.ship_batch() == 3
+    assert setup.runs == runs
+    assert not journal.failing
+
+
+@pytest.mark.parametrize("moment", [float("inf"), float("-inf"), float("nan"), 1e300])
+async def test_a_row_from_the_end_of_time_is_set_aside(setup: Setup, moment: float) -> None:
+    row = msgspec.structs.replace(row_of(closed_trail(uuid.uuid4()), uuid.uuid4()), created_at=moment)
+    setup.spool.append(msgspec.msgpack.encode(row))
+    runs = setup.record(1)
+    assert await setup.journal.ship_batch() == 2
+    assert setup.runs == runs
+    assert setup.journal.rejected == 1

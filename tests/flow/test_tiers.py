@@ -51,13 +51,13 @@ class Setup:
         self.journal = Journal(self.spool, self.database, self.rejected, uuid.uuid4)
         self.background = Background(lambda *_: None)
 
-    def tiers(self, hot: HotTier | None = None) -> Tiers:
+    def tiers(self, hot: HotTier | None = None, *, durable_timeout: float = 30) -> Tiers:
         return Tiers(
             hot or self.hot,
             self.database,
             self.journal,
             self.background,
-            durable_timeout=30,
+            durable_timeout=durable_timeout,
             hot_max_value=LIMIT,
             random=lambda: self.chance,
             now=lambda: self.now,
@@ -280,3 +280,31 @@ async def test_a_caller_that_leaves_does_not_count_against_the_tier(setup: Setup
             leaver.cancel()
     setup.database.gate.set()
     assert await tiers.durable("key", 60, record()) is Nothing.ABSENT
+
+
+async def test_look_ups_that_the_database_never_answers_hold_up_no_others(setup: Setup) -> None:
+    tiers = setup.tiers(durable_timeout=0.05)
+    setup.database.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        hung = []
+        for lane in ("one", "two"):
+            setup.database.called.clear()
+            hung.append(group.create_task(tiers.durable(lane, 60, record())))
+            await setup.database.called.wait()
+    assert [task.result() for task in hung] == [Nothing.BROKEN] * 2
+    setup.database.gate = asyncio.Event()  # those that hang still do
+    setup.database.gate.set()
+    assert await tiers.durable("key", 60, record()) is Nothing.ABSENT
+
+
+async def test_what_is_paid_for_when_the_process_ends_is_in_the_spool(setup: Setup) -> None:
+    one, trail = item(), record()
+    setup.database.gate.clear()
+    store = setup.background.spawn("store", setup.tiers().store(one, entry_of(one), 60, trail))
+    await setup.database.called.wait()
+    assert await setup.background.drain(0) == 2
+    assert store.cancelled()
+    assert facts(trail) == [("store", "durable", "spooled"), ("store", "hot", "ok")]
+    setup.database.gate.set()
+    assert await setup.journal.flush(60)
+    assert setup.database.objects == {one.object_id: one}

@@ -107,3 +107,76 @@ async def test_alarms_that_are_called_off_leave_nothing_behind_and_need_no_timer
         wheel.off(wheel.at(now() + AGES + number, lambda: None))
     assert len(set_timers) == 1
     assert wheel._slots == {}
+
+
+async def test_an_alarm_that_sets_a_later_one_delays_no_other() -> None:
+    wheel, bell = TimingWheel(), asyncio.Event()
+    begin = now()
+    wheel.at(begin, lambda: wheel.at(begin + AGES, lambda: None) and None)
+    wheel.at(begin + 0.005, bell.set)
+    await rung(bell)
+
+
+async def test_an_alarm_set_anew_for_its_own_moment_goes_off_too() -> None:
+    wheel, bell, rings = TimingWheel(), asyncio.Event(), list[str]()
+    when = now()
+
+    def first() -> None:
+        rings.append("first")
+        wheel.at(when, second)
+
+    def second() -> None:
+        rings.append("second")
+        wheel.off(wheel.at(when, bell.set))
+        wheel.at(when, bell.set)
+
+    wheel.at(when, first)
+    await rung(bell)
+    assert rings == ["first", "second"]
+
+
+async def test_an_alarm_that_raises_costs_the_others_nothing() -> None:
+    wheel, bell, complaints = TimingWheel(), asyncio.Event(), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+    when, rings = now(), list[str]()
+    wheel.at(when, lambda: [].remove(1))  # type: ignore[var-annotated, func-returns-value]
+    wheel.at(when, lambda: rings.append("same moment"))
+    wheel.at(when + 0.005, bell.set)
+    await rung(bell)
+    assert rings == ["same moment"]
+    assert [type(one) for one in complaints] == [ValueError]
+
+
+async def test_a_turn_looks_at_what_is_due_and_not_at_what_is_far_away() -> None:
+    def cost(far_away: int) -> int:
+        """Slots that the turns of a hundred moments look at."""
+        wheel, looks = TimingWheel(), 0
+
+        class Counted(dict[int, Any]):
+            def __iter__(self) -> Any:
+                nonlocal looks
+                looks += len(self)
+                return super().__iter__()
+
+            def get(self, key: int, default: Any = None) -> Any:
+                nonlocal looks
+                looks += 1
+                return super().get(key, default)
+
+        for number in range(far_away):
+            wheel.at(now() + AGES + number, lambda: None)
+        slots = wheel._slots = Counted(wheel._slots)
+        for _ in range(100):
+            wheel.at(now() - 1, lambda: None)
+            wheel._turn()
+        assert len(slots) == far_away
+        return looks
+
+    assert cost(far_away=20_000) <= 2 * cost(far_away=10)
+
+
+async def test_what_is_called_off_is_forgotten_long_before_its_time() -> None:
+    wheel = TimingWheel()
+    for number in range(100_000):
+        wheel.off(wheel.at(now() + AGES + number, lambda: None))
+    assert len(wheel._order) < 2000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,21 @@ async def test_misses_are_answered_and_their_objects_arrive_when_it_speaks_again
         assert len(await edge.rows()) == 9
         kept = {str(row.data_object_id) for row in await table(edge.edge.engine, "data_object")}
     assert {answer.json()["data_object_id"] for answer in answers} <= kept
+
+
+async def test_the_journal_says_that_it_fails_and_ships_when_it_speaks_again(
+    own_postgres: Postgres, bureau: Bureau, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_edge.wiring._SHORTEST_BATCH", 0.3)
+    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(), db_timeout=0.05)
+    async with in_process(chosen) as edge:
+        _signal(own_postgres, signal.SIGSTOP)
+        assert (await edge.post(request(spec(bureau.url)))).status == 200
+        async with asyncio.timeout(30):
+            while not edge.edge.journal.failing:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.01)
+        _signal(own_postgres, signal.SIGCONT)
+        async with asyncio.timeout(30):
+            while edge.edge.spool.backlog_frames:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not edge.edge.journal.failing

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from broker_edge.core.exchange import Entry
+from broker_edge.core.exchange import DataObject, Entry
 from broker_edge.errors import TierBroken
-from tests.edges import Bureau, InProcess, in_process, json_reply, request, settings, spec
+from broker_edge.flow.tiers import shaped
+from broker_edge.wiring import Edge
+from tests.edges import Bureau, InProcess, http_reply, in_process, json_reply, request, settings, spec, table
+from tests.flow.doubles import closed_trail
 
 
 async def test_a_refresh_too_large_for_the_hot_tier_replaces_the_old_answer_there(bureau: Bureau, tmp_path: Path) -> None:
@@ -91,3 +95,88 @@ async def test_a_request_that_the_shutdown_gives_up_is_answered_and_written_down
     assert answer.status == 503
     assert answer.json()["error"]["code"] == "OVERLOADED"
     assert [(str(row.run_id), row.status_code) for row in await edge.rows()] == [(body["run_id"], 503)]
+
+
+class SlowShaping:
+    """In the place of the shaping of answers: it waits for leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.leave = asyncio.Event(), asyncio.Event()
+        monkeypatch.setattr("broker_edge.flow.refill.shaped", self)
+
+    async def __call__(self, item: DataObject) -> bytes:
+        self.begun.set()
+        await self.leave.wait()
+        return await shaped(item)
+
+
+@pytest.mark.parametrize("ttl", [3600, 0])
+async def test_an_answer_that_is_being_shaped_when_the_deadline_strikes_is_kept(
+    edge: InProcess, bureau: Bureau, monkeypatch: pytest.MonkeyPatch, ttl: int
+) -> None:
+    shaping, source = SlowShaping(monkeypatch), spec(bureau.url, timeout=0.5, caching={"enabled": True, "ttl": ttl})
+    answer = await edge.post(request(source))
+    assert answer.json()["error"]["code"] == "TIMEOUT"
+    assert shaping.begun.is_set()
+    shaping.leave.set()
+    assert await edge.edge.background.drain(30) == 0
+    assert [object_.status_code for object_ in await table(edge.edge.engine, "data_object")] == [200]
+    if ttl:
+        assert (await edge.post(request(source))).json()["origin"] == "CACHE"
+        assert len(bureau.calls) == 1
+
+
+@pytest.mark.parametrize("ttl", [3600, 0])
+async def test_an_answer_that_can_not_be_read_is_not_kept_and_no_crash(
+    edge: InProcess, bureau: Bureau, monkeypatch: pytest.MonkeyPatch, ttl: int
+) -> None:
+    crashes: list[str] = []
+    monkeypatch.setattr(edge.edge.background, "_on_crash", lambda name, _: crashes.append(name))
+    monkeypatch.setattr(bureau, "_answer", lambda _: http_reply(b"{not json", 200, "Content-Type: application/json"))
+    source = spec(bureau.url, caching={"enabled": True, "ttl": ttl})
+    for calls in (1, 2):
+        answer = await edge.post(request(source))
+        assert answer.json()["error"]["code"] == "PARSE_ERROR"
+        assert len(bureau.calls) == calls
+    assert await table(edge.edge.engine, "data_object") == []
+    assert crashes == []
+
+
+async def test_the_end_says_whether_anything_is_left_in_the_spool(
+    bureau: Bureau, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    for late in (False, True):
+        async with in_process(settings(tmp_path / str(late), bureau.port)) as running:
+            edge = running.edge
+            monkeypatch.setattr(edge.log, "event", lambda name, **facts: said.append(facts["journal"]))
+            assert (await running.post(request(spec(bureau.url)))).status == 200
+            aclose = edge.durable.aclose
+
+            async def closed(edge: Edge = edge, aclose: Any = aclose, late: bool = late) -> None:
+                await aclose()
+                if late:  # a request that outlived its cancellation
+                    edge.journal.record(closed_trail())
+
+            monkeypatch.setattr(edge.durable, "aclose", closed)
+    assert said == ["empty", "waits for the next start"]
+
+
+async def test_a_follower_with_much_more_time_is_waited_for(
+    edge: InProcess, bureau: Bureau, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker_edge.flow.upstream._GROWTH", 0.0)
+    other, source = spec(bureau.url), spec(f"{bureau.url}/slow", timeout=1)
+    assert (await edge.post(request(other))).status == 200  # others have twenty seconds
+    bureau.gate.clear()
+    bureau.arrived.clear()
+    async with asyncio.TaskGroup() as group:
+        leader = group.create_task(edge.post(request(source)))
+        await bureau.arrived.wait()
+        source["source"]["timeout"] = 20
+        follower = group.create_task(edge.post(request(source)))
+        await asyncio.sleep(2.5)  # beyond what the leader's time alone would give the call
+        bureau.gate.set()
+    assert leader.result().json()["error"]["code"] == "TIMEOUT"
+    assert follower.result().status == 200
+    assert len(bureau.calls) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -138,3 +139,18 @@ def test_other_exporters_have_the_sdks_spans() -> None:
 )
 def test_nothing_is_exported_unless_asked(variables: dict[str, str]) -> None:
     assert export(variables, "1") is None
+
+
+def test_a_collector_that_is_mute_holds_up_nobody_beyond_the_time_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and says nothing
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        with exporting(monkeypatch, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_EXPORTER_OTLP_TIMEOUT="20") as tracing:
+            tracing.answer(hit())
+            closer = threading.Thread(target=tracing.close, args=(0.05,))
+            closer.start()
+            closer.join(10)
+            assert not closer.is_alive()
+            left = [thread for thread in threading.enumerate() if thread.name.startswith("otlp")]
+            assert left
+            assert all(thread.daemon for thread in left)  # so the process ends
+            monkeypatch.setattr(tracing, "close", lambda: None)
