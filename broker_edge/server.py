@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
+import multiprocessing
+import os
+import signal
 import socket
 import sys
 import time
@@ -24,10 +28,24 @@ def application() -> Front:
     from broker_edge.api.app import create_app  # a parent of workers has no use for it
 
     try:
-        return create_app(started=tame_interpreter)
+        return create_app(started=_settle_in)
     except Exception as error:  # noqa: BLE001 whatever it is may hold a path or a URL; its name is what can be told
         sys.stderr.write(f"the edge can't start ({type(error).__name__}): see `broker-edge doctor`\n")
         raise SystemExit(1) from None
+
+
+def _settle_in() -> None:
+    tame_interpreter()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A supervisor that was killed says nothing: a worker without one would serve, unwatched, until the machine stops.
+        loop = asyncio.get_running_loop()
+        loop.add_reader(parent.sentinel, _stop_once, loop, parent.sentinel)
+
+
+def _stop_once(loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
+    loop.remove_reader(sentinel)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def tame_interpreter() -> None:

@@ -102,3 +102,15 @@ async def test_a_killed_worker_is_replaced_and_neither_counts_nor_rows_are_lost(
     rows = await table(engine, "run_data_request")
     await engine.dispose()
     assert sorted(str(row.run_id) for row in rows) == sorted(runs)
+
+
+async def test_workers_whose_supervisor_is_killed_finish_what_they_have_and_go(pair: EdgeProcess, bureau: Bureau) -> None:
+    workers = [psutil.Process(pid) for pid in _workers(pair)]
+    bureau.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(_requests(pair, [request(spec(bureau.url))]))
+        await until(lambda: len(bureau.calls) == 1)
+        pair.kill()
+        bureau.gate.set()
+    assert asked.done()
+    await until(lambda: not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers))
