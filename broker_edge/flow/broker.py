@@ -3,7 +3,7 @@
 Fresh: reply. Stale but good enough: reply, and one refill goes on behind. Otherwise: join the flight of the key; whoever leads
 it recalls what the tiers hold by then, or calls the upstream and keeps the answer, and everybody who waits gets it.
 
-A server that can do without a task for every hit goes the same way in steps: `ask`, `at_hand`, `look`, and `bring` for the rest.
+In steps, so that a hit needs no task: `ask`, then `at_hand`, then `look` where a callback will do, and `bring` for the rest.
 """
 
 from __future__ import annotations
@@ -53,12 +53,8 @@ class Broker:
         self._tiers = kitchen.tiers
         self._flights = flights
 
-    async def fetch(self, request: FetchRequest, trail: Trail) -> Fetched:
-        """The answer to one request, or EdgeError; the spec's time-out bounds all of it."""
-        order = self.ask(request, trail)
-        return self.at_hand(order, trail) or await self.bring(order, trail)
-
     def ask(self, request: FetchRequest, trail: Trail) -> Order:
+        """The request with its key; raises CallerError. The spec's time-out bounds all that follows, counted from here."""
         plan = make_plan(request.source, request.params, request.env, project=trail.project)
         trail.key = plan.key
         return Order(Refill(self._kitchen, plan, request.wants), asyncio.get_running_loop().time() + plan.source.timeout)
@@ -83,7 +79,7 @@ class Broker:
         return Fetched(verdict.entry, order.refill.plan.key, "CACHE") if isinstance(verdict, Fresh) else None
 
     async def bring(self, order: Order, trail: Trail, found: Entry | Nothing | None = None) -> Fetched:
-        """The rest of the story; `found`: the hot tier's word where it has been asked."""
+        """The answer, or EdgeError; `found`: the hot tier's word where it has been asked."""
         refill, deadline = order.refill, order.deadline
         plan, wants = refill.plan, refill.wants
         self._kitchen.upstream.expect(plan.source.timeout)
