@@ -94,7 +94,7 @@ class DataObject(msgspec.Struct, frozen=True):
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """The outcome of one request or flight; times are epoch seconds, set, with the upstream's status, only where it was called."""
+    """The outcome of a request or flight; times are epoch seconds, set, with the upstream's status, only where it was called."""
 
     entry: Entry
     key: str
