@@ -6,13 +6,16 @@ foreign exceptions into `EdgeError` before they leave the backend.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import date
 from typing import Protocol
+from uuid import UUID
 
 from broker_edge.core.exchange import DataObject, Entry, Outbound, Target
 from broker_edge.core.journal_row import RequestRow
+from broker_edge.core.record import Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
 
 
 class RawReply(Protocol):
@@ -171,3 +174,82 @@ class Spool(Protocol):
     def commit(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class SourceStore(Protocol):
+    """The registry's rows. Raises `TierBroken`.
+
+    `revisions` answers those of all sources, cheaply: what a snapshot compares itself with. `read` answers the sources that
+    there are, with what may be told of their secrets, in no order. `create` raises CallerError DATA_SOURCE_ALREADY_EXISTS where
+    the name is taken; `replace` too, and answers False where the stored revision is not `expected`: somebody else was quicker.
+    `remove` takes a source away with its secrets, under the same condition.
+    """
+
+    async def revisions(self) -> Mapping[UUID, int]: ...
+
+    async def read(self, ids: Collection[UUID]) -> Sequence[SourceRecord]: ...
+
+    async def create(self, record: SourceRecord) -> None: ...
+
+    async def replace(self, record: SourceRecord, *, expected: int) -> bool: ...
+
+    async def remove(self, data_source_id: UUID, *, expected: int) -> bool: ...
+
+
+class SecretStore(Protocol):
+    """Sealed secrets. Raises `TierBroken`.
+
+    `read` answers all of a source's, each read written down as `reading` says in the same transaction: no audit, no secret.
+    `write` makes `kind` of the source's secrets what `secrets` says (those of other names are taken away if `complete`), raises
+    the source's revision, and answers what may be told of them. `count` adds uses by (secret, version).
+    `sealed_otherwise` answers up to `most` secrets whose envelope does not begin with `prefix`; `reseal` puts another envelope
+    around the same value, if it has not changed meanwhile.
+    """
+
+    async def read(self, data_source_id: UUID, reading: Reading) -> Sequence[SealedSecret]: ...
+
+    async def write(
+        self, data_source_id: UUID, kind: SecretKind, secrets: Sequence[SealedSecret], *, complete: bool
+    ) -> Sequence[SecretMeta]: ...
+
+    async def count(self, uses: Mapping[tuple[UUID, int], int], at: float) -> None: ...
+
+    async def sealed_otherwise(self, prefix: str, most: int) -> Sequence[SealedSecret]: ...
+
+    async def reseal(self, secret: SealedSecret, sealed: str) -> bool: ...
+
+
+class Bus(Protocol):
+    """Tells every process that a data source, or one of its secrets, has changed; at most once, within milliseconds.
+
+    `hear` calls `heard` with the id of what changed, and `listening` with True once nothing can be missed any more; it returns or
+    raises `TierBroken` when that is over, and the caller begins anew. `publish` once the change is committed.
+    """
+
+    async def publish(self, data_source_id: UUID) -> None: ...
+
+    async def hear(self, heard: Callable[[UUID], None], listening: Callable[[], None]) -> None: ...
+
+
+class Budgets(Protocol):
+    """What sources spend in a day, shared by the fleet. Raises `TierBroken`: then nothing may be spent.
+
+    `reserve` adds one call at `micros` unless the day's calls or cost would exceed `most_calls` or `most_micros` (None: no
+    bound), atomically, and answers whether it did; `release` takes back a call that was not made after all. `spent` answers
+    calls and micros of the day. `day` is a UTC date.
+    """
+
+    async def reserve(
+        self,
+        data_source_id: UUID,
+        project: str | None,
+        day: date,
+        micros: int,
+        *,
+        most_calls: int | None,
+        most_micros: int | None,
+    ) -> bool: ...
+
+    async def release(self, data_source_id: UUID, project: str | None, day: date, micros: int) -> None: ...
+
+    async def spent(self, data_source_id: UUID, project: str | None, day: date) -> tuple[int, int]: ...

@@ -51,6 +51,8 @@ data_object = sa.Table(
     sa.Column("content_type", sa.String),
     sa.Column("response_type", sa.String, nullable=False, server_default="PLAIN_TEXT"),
     sa.Column("status_code", sa.Integer, nullable=False, server_default="200"),
+    sa.Column("etag", sa.String),
+    sa.Column("last_modified", sa.String),
 )
 
 run_data_cache = sa.Table(
@@ -80,5 +82,114 @@ run_data_request = sa.Table(
     sa.Column("outcome", sa.String),
     sa.Column("status_code", sa.Integer),
     sa.Column("trace_id", sa.String),
+    # Amounts in millionths of `currency`: what this row's calls cost, and what the cache or another's call saved it.
+    sa.Column("calls", sa.Integer),
+    sa.Column("cost_micros", sa.BigInteger),
+    sa.Column("saved_micros", sa.BigInteger),
+    sa.Column("currency", sa.String),
     sa.Index(None, "data_source_id", "created_at"),
+)
+
+_TEXTS = sa.JSON().with_variant(sa.ARRAY(sa.String), "postgresql")
+
+data_source = sa.Table(
+    "data_source",
+    metadata,
+    sa.Column("data_source_id", _UUID, primary_key=True),
+    sa.Column("project_id", _UUID),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("description", sa.String),
+    sa.Column("source", _JSON, nullable=False),
+    sa.Column("caching_enabled", sa.Boolean, nullable=False),
+    sa.Column("caching_ttl", sa.BigInteger),
+    sa.Column("config_metadata", _JSON),
+    sa.Column("runtime_params", _TEXTS, nullable=False),
+    sa.Column("variables", _TEXTS, nullable=False),
+    sa.Column("status", sa.String, nullable=False, server_default="DRAFT"),
+    sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("last_updated_at", _TIME, nullable=False, server_default=sa.func.now()),
+    sa.Column("caching", _JSON, nullable=False),  # the whole member; the two columns above are for who reads the table
+    sa.Column("terms", _JSON, nullable=False),
+    sa.Column("generation", sa.BigInteger, nullable=False, server_default="1"),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
+)
+# Unique per project among those not archived; those without a project are among themselves, as SQL's NULLs never are.
+for _name, _columns, _where in (
+    ("unique_data_source_name", ("project_id", "name"), "status <> 'ARCHIVED'"),
+    ("unique_data_source_name_without_project", ("name",), "status <> 'ARCHIVED' AND project_id IS NULL"),
+):
+    _condition = sa.text(_where)
+    sa.Index(
+        _name, *(data_source.c[column] for column in _columns), unique=True, postgresql_where=_condition, sqlite_where=_condition
+    )
+
+
+def _secret_columns() -> tuple[sa.Column[object], ...]:
+    return (
+        sa.Column("version", sa.Integer, nullable=False, server_default="1"),
+        sa.Column("value_type", sa.String, nullable=False),
+        sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
+        sa.Column("last_updated_at", _TIME, nullable=False, server_default=sa.func.now()),
+    )
+
+
+# `value` holds guard.vault's envelope in both tables, never the secret itself.
+data_source_env_var = sa.Table(
+    "data_source_env_var",
+    metadata,
+    sa.Column("data_source_env_var_id", _UUID, primary_key=True),
+    sa.Column("data_source_id", _UUID, sa.ForeignKey(data_source.c.data_source_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("value", _JSON),
+    sa.Column("nullable", sa.Boolean, nullable=False, server_default=sa.true()),
+    *_secret_columns(),
+    sa.Index("unique_data_source_env_var_name", "data_source_id", "name", unique=True),
+)
+
+data_source_credential = sa.Table(
+    "data_source_credential",
+    metadata,
+    sa.Column("credential_id", _UUID, primary_key=True),
+    sa.Column("data_source_id", _UUID, sa.ForeignKey(data_source.c.data_source_id, ondelete="CASCADE"), nullable=False),
+    sa.Column("credential_type", sa.String, nullable=False),
+    sa.Column("value", sa.String, nullable=False),
+    *_secret_columns(),
+    sa.Index("unique_data_source_credential_type", "data_source_id", "credential_type", unique=True),
+)
+
+# How often each version of a secret was used; kept when the secret is gone.
+secret_use = sa.Table(
+    "secret_use",
+    metadata,
+    sa.Column("secret_id", _UUID, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("uses", sa.BigInteger, nullable=False),
+    sa.Column("last_used_at", _TIME, nullable=False),
+)
+
+# Every read of a sealed secret, written in the transaction that reads it.
+secret_access = sa.Table(
+    "secret_access",
+    metadata,
+    sa.Column("secret_access_id", _UUID, primary_key=True),
+    sa.Column("secret_id", _UUID, nullable=False, index=True),
+    sa.Column("data_source_id", _UUID, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("purpose", sa.String, nullable=False),
+    sa.Column("run_id", _UUID),
+    sa.Column("trace_id", sa.String),
+    sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now(), index=True),
+)
+
+# What a source has spent on a day (UTC), reserved before each call. `project` is empty where there is none.
+data_source_budget = sa.Table(
+    "data_source_budget",
+    metadata,
+    sa.Column("data_source_id", _UUID, primary_key=True),
+    sa.Column("project", sa.String, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False),
 )

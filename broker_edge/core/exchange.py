@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -62,12 +62,14 @@ class Reply(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """What a tier holds under a key: the shaped value as UTF-8 JSON and where it came from.
 
-    `created_at` (epoch seconds) is when the upstream answered: age and freshness count from it (RFC 9111 section 4.2.3).
+    `created_at` (epoch seconds) is when the upstream answered, or last confirmed its answer with a 304: age and freshness count
+    from it (RFC 9111 section 4.2.3). Where `status` is an error's, the entry is negative: it holds no value and no object.
     """
 
     object_id: UUID
     created_at: float
     value: bytes | memoryview
+    status: int = 200
 
     def __repr__(self) -> str:
         return f"Entry({self.object_id!r}, {self.created_at!r})"
@@ -76,7 +78,8 @@ class Entry(msgspec.Struct, frozen=True):
 class DataObject(msgspec.Struct, frozen=True):
     """One immutable upstream answer, as the durable tier keeps it: body as received, content coding removed.
 
-    `reusable` says whether a `run_data_cache` row points at it.
+    `reusable` says whether a `run_data_cache` row points at it. `validated_at` (epoch seconds): when the upstream last confirmed
+    it; None: never since `created_at`. `etag` and `last_modified` are the validators that it came with (RFC 9110 section 8.8).
     """
 
     object_id: UUID
@@ -88,9 +91,22 @@ class DataObject(msgspec.Struct, frozen=True):
     response_type: str
     status: int
     reusable: bool
+    project_id: UUID | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    validated_at: float | None = None
 
     def __repr__(self) -> str:
         return f"DataObject({self.object_id!r}, {self.key!r}, {self.created_at!r})"
+
+
+class SecretRef(NamedTuple):
+    """Names a secret that the registry keeps, in the place of its value; `version` grows with every change of it."""
+
+    data_source_id: UUID
+    kind: Literal["variable", "credential"]
+    name: str
+    version: int
 
 
 class Fetched(msgspec.Struct, frozen=True):

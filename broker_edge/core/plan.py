@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
-from broker_edge.core.exchange import Variables
+from broker_edge.core.exchange import SecretRef, Variables
 from broker_edge.core.holes import Hole
 from broker_edge.core.source import DataSource
 from broker_edge.errors import CallerError
@@ -22,12 +22,17 @@ _DIGEST: Final = blake2b(digest_size=16, person=_DOMAIN)  # a copy costs half of
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One request, ready to be looked up under `key` and to be rendered; its values hold secrets."""
+    """One request, ready to be looked up under `key`; its values hold secrets.
+
+    A `SecretRef` in `env` stands for a secret that the registry keeps: flow/secrets.py puts its value there before the plan is
+    rendered.
+    """
 
     key: str
     source: DataSource
     params: Variables
     env: Variables
+    project: str | None = None
 
     def __repr__(self) -> str:
         return f"Plan({self.key!r})"
@@ -49,7 +54,9 @@ def make_plan(
     request = source.request
     if not (request.env_names <= env.keys() and request.names <= params.keys()):
         _refuse_missing(request.holes, params, env)
-    return Plan(_key(source, params, env, project, generation), source, params, env)
+    if source.auth is not None and (missing := source.auth.missing(env.keys())):
+        raise CallerError("MISSING_VARIABLE", f"No value is given for {', '.join(missing)} (in data_source_spec.source.auth)")
+    return Plan(_key(source, params, env, project, generation), source, params, env, project)
 
 
 def _refuse_missing(holes: tuple[Hole, ...], params: Variables, env: Variables) -> None:
@@ -66,12 +73,17 @@ def _key(source: DataSource, params: Variables, env: Variables, project: str | N
     """Lengths first, so that no part can pass for the end of another."""
     values = _canonical(params, "configured_params")
     names = source.caching.vary_env
-    varied = _canonical({name: env[name] for name in names if name in env}, "env_variables") if names else b""
+    varied = _canonical({name: _told(env[name]) for name in names if name in env}, "env_variables") if names else b""
     owner = b"" if project is None else b"+" + project.encode()
     head = b"%d %d %d %d " % (generation, len(owner), len(values), len(varied))
     digest = _DIGEST.copy()
     digest.update(head + source.fingerprint + owner + values + varied)
     return digest.hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """What the key says of an env variable: of a kept secret which one and which version, so that a hit unseals nothing."""
+    return ["secret", str(value.data_source_id), *value[1:]] if isinstance(value, SecretRef) else value
 
 
 def _canonical(values: Variables, member: str) -> bytes:

@@ -6,16 +6,18 @@ Everything that depends on the spec alone happens here: bounds, templates, the l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
+from broker_edge.core.auth import OutboundAuth, compile_auth
 from broker_edge.core.bodies import Body, compile_body
 from broker_edge.core.holes import Hole, Template
+from broker_edge.core.money import Budget, Price, compile_budget, compile_price
 from broker_edge.core.spec import ROOT, Caching, Duration, Retry, Source, Spec, read_spec
 from broker_edge.core.template import invalid, parse_scalar, refuse_template_name
 from broker_edge.core.urls import UrlTemplate, compile_url
@@ -34,6 +36,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 # Framing and connection management belong to the transport, Host to the URL (RFC 9110 sections 7.2 and 7.6.1).
 _FRAMING: Final = {"host", "content-length", "transfer-encoding", "te", "trailer"}
 _CONNECTION: Final = {"connection", "keep-alive", "upgrade", "expect", "http2-settings"}
+_ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
 _HOLES_LIMIT: Final = 2_000  # each costs tens of microseconds to compile, while nothing else runs
 
 
@@ -49,11 +52,18 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    """`ttl` in seconds: None never expires, 0 is kept and never reused. `vary_env` names the env variables in the key."""
+    """`ttl` in seconds: None never expires, 0 is kept and never reused. `vary_env` names the env variables in the key.
+
+    Past its ttl an entry is served for `stale_while_revalidate` seconds while it is refilled, and for `stale_if_error` seconds
+    where the refill fails (RFC 5861). `negative_ttl`: seconds for which an error status is remembered.
+    """
 
     enabled: bool = False
     ttl: float | None = None
     vary_env: tuple[str, ...] = ()
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    negative_ttl: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def reusable(self) -> bool:
@@ -86,6 +96,11 @@ class DataSource:
     retry: RetryPolicy
     caching: CachePolicy
     fingerprint: bytes
+    auth: OutboundAuth | None = None
+    price: Price | None = None
+    billable: bool = False
+    budget: Budget | None = None
+    idempotency_header: str | None = None
 
 
 def parse_source(raw: bytes) -> DataSource:
@@ -105,8 +120,7 @@ def _compile(spec: Spec) -> DataSource:
     if not spec.name or _CONTROL.search(spec.name):
         raise invalid(f"{ROOT}.name", "must not be empty or hold control characters")
     source = spec.source
-    if source.auth is not None:
-        raise invalid(f"{_SOURCE}.auth", "is not supported by this version")
+    price = compile_price(spec.cost_per_call)
     timeout = DEFAULT_TIMEOUT if source.timeout is None else source.timeout
     request = _request(source)
     return DataSource(
@@ -117,7 +131,22 @@ def _compile(spec: Spec) -> DataSource:
         retry=_retry(source.retry or Retry()),
         caching=_caching(spec.caching or Caching()),
         fingerprint=_fingerprint(spec.data_source_id, source, request),
+        auth=None if source.auth is None else compile_auth(source.auth),
+        price=price,
+        billable=bool(spec.billable),
+        budget=compile_budget(spec.budget, price),
+        idempotency_header=_idempotency_header(source, request),
     )
+
+
+def _idempotency_header(source: Source, request: RequestTemplate) -> str | None:
+    """The header by which the upstream knows a repeated call: the one that is asked for, or Idempotency-Key where it is sent."""
+    asked = source.idempotency_key_header
+    if asked is None:
+        return next((name for name, _ in request.headers if name.lower() == "idempotency-key"), None)
+    if not _TOKEN.fullmatch(asked) or asked.lower() in _FRAMING | _CONNECTION:
+        raise invalid(f"{_SOURCE}.idempotency_key_header", "must be the name of a header that may be set")
+    return asked
 
 
 def _request(source: Source) -> RequestTemplate:
@@ -216,7 +245,21 @@ def _caching(wire: Caching) -> CachePolicy:
         )
     if ttl is not None:
         ttl = _ttl(ttl, f"{ROOT}.caching.ttl")
-    return CachePolicy(bool(wire.enabled), ttl, tuple(sorted(set(wire.vary_env or ()))))
+    return CachePolicy(
+        bool(wire.enabled),
+        ttl,
+        tuple(sorted(set(wire.vary_env or ()))),
+        _ttl(wire.stale_while_revalidate or 0, f"{ROOT}.caching.stale_while_revalidate"),
+        _ttl(wire.stale_if_error or 0, f"{ROOT}.caching.stale_if_error"),
+        dict(_negative(wire.negative_ttl or {}, f"{ROOT}.caching.negative_ttl")),
+    )
+
+
+def _negative(wire: dict[str, float], member: str) -> Iterator[tuple[int, float]]:
+    for status, seconds in wire.items():
+        if not _ERROR_STATUS.fullmatch(status):
+            raise invalid(member, "must have statuses from 400 to 599 as its members' names")
+        yield int(status), _ttl(seconds, f"{member}.{status}")
 
 
 def _ttl(value: float, member: str, scale: int = 1) -> float:

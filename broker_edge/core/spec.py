@@ -41,6 +41,9 @@ class Caching(msgspec.Struct):
     enabled: bool | None = None
     ttl: Duration | float | None = None
     vary_env: list[str] | None = None
+    stale_while_revalidate: float | None = None
+    stale_if_error: float | None = None
+    negative_ttl: dict[str, float] | None = None
 
 
 class Retry(msgspec.Struct):
@@ -48,6 +51,29 @@ class Retry(msgspec.Struct):
     backoff_factor: float | None = None
     status_forcelist: list[int] | None = None
     attempt_timeout: float | None = None
+
+
+class Auth(msgspec.Struct):
+    method: str
+    token_url: str | None = None
+    grant_type: str | None = None
+    scope: str | None = None
+    client_auth: str | None = None
+    location: str | None = msgspec.field(default=None, name="in")
+    name: str | None = None
+    client_certificate: bool | None = None
+    ca_bundle: str | None = None
+
+
+class Amount(msgspec.Struct):
+    amount: float | str | None = None
+    currency: str | None = None
+
+
+class Budget(msgspec.Struct):
+    amount: float | str | None = None
+    calls: int | None = None
+    per: str | None = None
 
 
 class Source(msgspec.Struct):
@@ -59,7 +85,8 @@ class Source(msgspec.Struct):
     timeout: float | None = None
     retry: Retry | None = None
     response_type: str | None = None
-    auth: Any = None
+    auth: Auth | None = None
+    idempotency_key_header: str | None = None
 
 
 class Spec(msgspec.Struct):
@@ -67,6 +94,9 @@ class Spec(msgspec.Struct):
     name: str
     source: Source
     caching: Caching | None = None
+    cost_per_call: Amount | float | str | None = None
+    billable: bool | None = None
+    budget: Budget | float | str | None = None
 
 
 _DECODER: Final = msgspec.json.Decoder(Spec)

@@ -25,12 +25,13 @@ from broker_edge.flow.tiers import Nothing
 
 
 class FetchRequest(msgspec.Struct, frozen=True):
-    """What a caller asks for; `env` may hold secrets."""
+    """What a caller asks for; `env` may hold secrets. `generation` is a named source's, 0 where the spec came along."""
 
     source: DataSource
     params: Variables
     env: Variables
     wants: Freshness
+    generation: int = 0
 
     def __repr__(self) -> str:
         return f"FetchRequest({self.source.data_source_id!r}, {self.wants!r})"
@@ -55,7 +56,7 @@ class Broker:
 
     def ask(self, request: FetchRequest, trail: Trail) -> Order:
         """The request with its key; raises CallerError. The spec's time-out bounds all that follows, counted from here."""
-        plan = make_plan(request.source, request.params, request.env, project=trail.project)
+        plan = make_plan(request.source, request.params, request.env, project=trail.project, generation=request.generation)
         trail.key = plan.key
         return Order(Refill(self._kitchen, plan, request.wants), asyncio.get_running_loop().time() + plan.source.timeout)
 
@@ -82,7 +83,7 @@ class Broker:
         """The answer, or EdgeError; `found`: the hot tier's word where it has been asked."""
         refill, deadline = order.refill, order.deadline
         plan, wants = refill.plan, refill.wants
-        self._kitchen.upstream.expect(plan.source.timeout)
+        self._kitchen.calls.expect(plan.source.timeout)
         if not plan.source.caching.reusable:
             return await self._fetch_alone(refill, deadline, trail)
         if wants.mode == "refresh":

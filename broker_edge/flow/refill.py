@@ -11,12 +11,11 @@ from uuid import UUID
 from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness
 from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, judge
 from broker_edge.core.plan import Plan
-from broker_edge.core.render import render
 from broker_edge.core.trail import FlightTrail, Record
 from broker_edge.errors import UpstreamError
 from broker_edge.flow.background import Background
+from broker_edge.flow.calling import Calls
 from broker_edge.flow.tiers import Nothing, Tiers, shaped
-from broker_edge.flow.upstream import Upstream
 
 
 class Kitchen:
@@ -25,7 +24,7 @@ class Kitchen:
     def __init__(
         self,
         tiers: Tiers,
-        upstream: Upstream,
+        calls: Calls,
         background: Background,
         *,
         new_object_id: Callable[[], UUID],
@@ -33,7 +32,7 @@ class Kitchen:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.tiers = tiers
-        self.upstream = upstream
+        self.calls = calls
         self.background = background
         self.new_object_id = new_object_id
         self.check_spool = check_spool
@@ -91,7 +90,7 @@ class Refill:
         kitchen, source = self._kitchen, self.plan.source
         kitchen.check_spool()
         started_at = kitchen.now()
-        reply = await kitchen.upstream.send(render(self.plan), source.retry, remaining, trail)
+        reply = await kitchen.calls.call(self.plan, remaining, trail)
         ended_at = kitchen.now()
         item = DataObject(
             kitchen.new_object_id(),

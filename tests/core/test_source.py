@@ -109,7 +109,7 @@ C = "data_source_spec.caching"
         ({"method": "TRACE"}, f"{S}.method must be one of GET, POST, PUT, PATCH, DELETE, HEAD"),
         ({"method": ""}, f"{S}.method must be one of GET, POST, PUT, PATCH, DELETE, HEAD"),
         ({"response_type": "YAML"}, f"{S}.response_type must be one of JSON, XML, CSV, PLAIN_TEXT"),
-        ({"auth": {"type": "oauth"}}, f"{S}.auth is not supported by this version"),
+        ({"auth": {"type": "oauth"}}, f"{S}.auth.method is required"),
         ({"url": 5}, f"{S}.url must be text"),
         ({"url": None}, f"{S}.url must be text"),
         ({"headers": []}, f"{S}.headers must be an object or null"),

@@ -1,0 +1,81 @@
+"""A data source as the registry keeps it: its spec as it was given, its place in its life, and what is known of its secrets."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+Status = Literal["DRAFT", "PUBLISHED", "ARCHIVED"]
+STATUSES: Final[tuple[Status, ...]] = ("DRAFT", "PUBLISHED", "ARCHIVED")
+SecretKind = Literal["variable", "credential"]
+
+
+class SecretMeta(msgspec.Struct, frozen=True):
+    """What may be told of a secret. `version` grows with every change; `value_type` is JSON's, null where it is unset."""
+
+    secret_id: UUID
+    kind: SecretKind
+    name: str
+    version: int
+    value_type: Literal["string", "number", "boolean", "null"]
+    created_at: float
+    last_updated_at: float
+
+    @property
+    def is_set(self) -> bool:
+        return self.value_type != "null"
+
+
+class SourceRecord(msgspec.Struct, frozen=True):
+    """One data source; times in epoch seconds.
+
+    `source` and `caching` are the JSON of the spec's members, `terms` its members about money (`cost_per_call`, `billable`,
+    `budget`), those that were given. `generation` is part of every cache key and grows with every change of the source;
+    `revision` grows with every change of the source or of its secrets.
+    """
+
+    data_source_id: UUID
+    project_id: UUID | None
+    name: str
+    source: dict[str, Any]
+    caching: dict[str, Any]
+    terms: dict[str, Any]
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    status: Status = "DRAFT"
+    runtime_params: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
+    generation: int = 1
+    revision: int = 1
+    created_at: float = 0.0
+    last_updated_at: float = 0.0
+    secrets: tuple[SecretMeta, ...] = ()
+
+    def spec(self) -> bytes:
+        """The `data_source_spec` that `core.source.parse_source` compiles."""
+        members = {"data_source_id": self.data_source_id, "name": self.name, "source": self.source, "caching": self.caching}
+        return msgspec.json.encode({**members, **self.terms})
+
+
+class SealedSecret(msgspec.Struct, frozen=True):
+    """A secret as it is kept: `sealed` is guard.vault's envelope, None where the secret is known and unset."""
+
+    secret_id: UUID
+    data_source_id: UUID
+    project_id: UUID | None
+    kind: SecretKind
+    name: str
+    version: int
+    sealed: str | None
+    value_type: Literal["string", "number", "boolean", "null"]
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Who reads secrets, and what for: the row of the audit."""
+
+    purpose: Literal["fetch", "test", "rotation"]
+    at: float
+    run_id: UUID | None = None
+    trace_id: str | None = None

@@ -1,0 +1,124 @@
+"""build(settings) -> Edge: the only room that names concrete backends."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections.abc import Sequence
+
+import structlog
+
+from broker_edge import __version__
+from broker_edge.api.fetch import Sink
+from broker_edge.api.ops import Prober
+from broker_edge.backends.dns import SystemResolver
+from broker_edge.backends.near import NearCache
+from broker_edge.backends.sql_durable import SqlDurable, make_engine
+from broker_edge.core.ids import uuid7, uuid7_bytes
+from broker_edge.core.trail import FlightTrail
+from broker_edge.flow.background import Background
+from broker_edge.flow.broker import Broker
+from broker_edge.flow.calling import Calls
+from broker_edge.flow.flights import Flights
+from broker_edge.flow.journal import Journal
+from broker_edge.flow.refill import Kitchen
+from broker_edge.flow.tiers import Tiers
+from broker_edge.ports import Fleet, HotTier
+from broker_edge.settings import Settings, metrics_directory, otel_environment
+from broker_edge.telemetry.logs import Log
+from broker_edge.telemetry.metrics import Metrics
+from broker_edge.telemetry.otel import Tracing
+from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
+from broker_edge.wiring.stores import hot_and_fleet, make_spool, make_tracking, make_transport, make_upstream
+from broker_edge.wiring.watching import probes, watch
+
+__all__ = ["Edge", "NotMigrated", "build", "check_migrated", "new_id"]
+
+_SLOWEST_LOOK = 4.0  # in time-outs of Redis: dialling and asking, each at most twice
+_SHORTEST_BATCH = 30.0  # seconds that the database has at least for a batch of rows, which is larger than a request's store
+
+
+def new_id() -> uuid.UUID:
+    return uuid7(time.time(), random.getrandbits(74))
+
+
+def new_row_id() -> bytes:
+    return uuid7_bytes(time.time(), random.getrandbits(74))
+
+
+def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> Edge:
+    log = Log(logger)
+    background = Background(log.failure)
+    metrics = Metrics(__version__, metrics_directory())
+    hot, fleet = hot_and_fleet(settings)
+    tracking = make_tracking(settings, log)
+    engine = make_engine(settings.database, settings.db_pool_size)
+    durable = SqlDurable(engine)
+    systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
+    tracing = Tracing(otel_environment(), __version__, systems)
+    sinks = (metrics, log, tracing)
+    spool, rejected = make_spool(settings, "spool"), make_spool(settings, "rejected")
+    journal = Journal(spool, durable, rejected, new_row_id, within=max(_SHORTEST_BATCH, 6 * settings.db_timeout))
+    transport, resolver = make_transport(settings), SystemResolver()
+    upstream = make_upstream(settings, transport, resolver)
+    near = tracking.near if tracking else None
+    tiers = _tiers(settings, near, hot, durable, journal, background)
+    kitchen = Kitchen(tiers, Calls(upstream), background, new_object_id=new_id, check_spool=spool.check)
+    edge = Edge(
+        settings=settings,
+        broker=Broker(kitchen, _flights(settings, fleet, background, log, sinks)),
+        journal=journal,
+        spool=spool,
+        rejected=rejected,
+        tracing=tracing,
+        metrics=metrics,
+        log=log,
+        prober=Prober(probes(systems, hot, durable, spool, journal)),
+        background=background,
+        hot=hot,
+        durable=durable,
+        engine=engine,
+        transport=transport,
+        resolver=resolver,
+        fleet=fleet,
+        tracking=tracking,
+        sinks=sinks,
+    )
+    watch(edge, upstream)
+    return edge
+
+
+def _tiers(
+    settings: Settings, near: NearCache | None, hot: HotTier, durable: SqlDurable, journal: Journal, background: Background
+) -> Tiers:
+    return Tiers(
+        hot,
+        durable,
+        journal,
+        background,
+        hot_max_value=settings.hot_max_value_bytes,
+        durable_timeout=settings.db_timeout,
+        near=near,
+        slowest_look=_SLOWEST_LOOK * settings.redis_timeout,
+        random=random.random,
+    )
+
+
+def _flights(settings: Settings, fleet: Fleet, background: Background, log: Log, sinks: Sequence[Sink]) -> Flights:
+    def ended(trail: FlightTrail) -> None:
+        for sink in sinks:
+            try:
+                sink.flight(trail)
+            except Exception as error:  # noqa: BLE001 a sink that fails must not take a paid answer with it
+                log.failure("sink", error)
+
+    return Flights(
+        fleet,
+        background,
+        lease=settings.flight_lease,
+        wait=settings.flight_wait,
+        new_token=lambda: f"{random.getrandbits(64):016x}",
+        on_end=ended,
+        on_failure=log.failure,
+    )

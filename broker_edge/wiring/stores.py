@@ -1,0 +1,58 @@
+"""The backends that settings ask for: tiers, spools, and what calls upstreams."""
+
+from __future__ import annotations
+
+import random
+
+from broker_edge.backends.dns import SystemResolver
+from broker_edge.backends.http_httpx import HttpxTransport
+from broker_edge.backends.http_pyreqwest import PyreqwestTransport
+from broker_edge.backends.memory import LoneFleet, MemoryHot
+from broker_edge.backends.near import NearCache
+from broker_edge.backends.redis_link import RedisFleet, RedisHot, connect
+from broker_edge.backends.redis_tracking import RedisTracking
+from broker_edge.backends.spool import FileSpool
+from broker_edge.flow.upstream import Upstream
+from broker_edge.guard.addresses import AddressGuard
+from broker_edge.ports import Fleet, HotTier, Transport
+from broker_edge.settings import Settings
+from broker_edge.telemetry.logs import Log
+
+
+def hot_and_fleet(settings: Settings) -> tuple[HotTier, Fleet]:
+    if settings.redis_url is None:
+        memory = MemoryHot(settings.memory_tier_bytes)
+        return memory, LoneFleet(memory)
+    link = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
+    return RedisHot(link), RedisFleet(link)
+
+
+def make_tracking(settings: Settings, log: Log) -> RedisTracking | None:
+    """What keeps the near tier right; none in the embedded default, whose hot tier is near."""
+    if settings.redis_url is None or settings.near_tier_bytes == 0:
+        return None
+    url = settings.redis_url.get_secret_value()
+    if "+cluster" in url.partition("://")[0]:
+        log.event("no near tier", reason="every primary of a Redis Cluster would have to be listened to")
+        return None
+    return RedisTracking(connect(url, settings.redis_timeout), NearCache(settings.near_tier_bytes), settings.redis_timeout)
+
+
+def make_spool(settings: Settings, name: str) -> FileSpool:
+    return FileSpool(settings.data_dir / name, segment_bytes=settings.spool_segment_bytes, max_bytes=settings.spool_max_bytes)
+
+
+def make_transport(settings: Settings) -> Transport:
+    extra_ca = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
+    engine = PyreqwestTransport if settings.http_engine == "pyreqwest" else HttpxTransport
+    return engine(connect_timeout=settings.connect_timeout, extra_ca=extra_ca, max_in_flight=settings.origin_max_in_flight)
+
+
+def make_upstream(settings: Settings, transport: Transport, resolver: SystemResolver) -> Upstream:
+    return Upstream(
+        transport,
+        AddressGuard(resolver, settings.allowed_private_hosts),
+        max_encoded=settings.max_encoded_bytes,
+        max_decoded=settings.max_decoded_bytes,
+        random=random.random,
+    )
