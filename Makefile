@@ -7,7 +7,7 @@ PORT ?= 6002
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check format chaos load bench bench-quick bench-check lock clean
+.PHONY: help install run test test-beam test-all check format chaos load bench bench-quick bench-check lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,19 @@ run: install ## Start the edge and a sample bureau, and print requests to paste
 
 test: install ## Run the whole suite; starts its own Redis and Postgres
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not chaos" $(ARGS)
+
+test-beam: install .venv-beam/.installed ## Run the predecessor's Beam data input against the edge; needs Python 3.12, installs Beam
+	@$(BIN)/python -m pytest -n 0 tests_beam $(ARGS)
+
+.venv-beam/.installed: requirements-beam.lock
+	@python=$$(command -v python3.12 || true); \
+	if [ -n "$$python" ] && ! $$python --version >/dev/null 2>&1; then python=""; fi; \
+	for candidate in $$HOME/.pyenv/versions/3.12.*/bin/python; do \
+	  if [ -z "$$python" ] && [ -x "$$candidate" ]; then python=$$candidate; fi; done; \
+	if [ -z "$$python" ]; then echo "make test-beam needs Python 3.12: the predecessor's Beam nodes run on no older one" >&2; exit 1; fi; \
+	$$python -m venv --without-pip .venv-beam
+	@$(BIN)/python -m uv pip install --quiet --python .venv-beam/bin/python --require-hashes -r requirements-beam.lock
+	@touch $@
 
 test-all: ## Run the suite on every supported Python that is installed
 	@found=0; for version in 3.11 3.12 3.13; do \
@@ -66,6 +79,7 @@ bench-check: install ## Has the hit path lost speed? ARGS=--accept takes the fig
 lock: install ## Renew the locks from pyproject.toml
 	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock
 	@$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate -c requirements.lock pyproject.toml -o requirements-runtime.lock
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --python-version 3.12 --generate-hashes --no-header --no-annotate --group beam -o requirements-beam.lock
 
 clean: ## Remove what the targets made
-	@rm -rf $(VENV) .venv-3.* .venv-predecessor .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-3.* .venv-predecessor .venv-beam .pytest_cache .mypy_cache .ruff_cache .hypothesis

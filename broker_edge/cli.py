@@ -11,13 +11,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 import uvicorn
 
 from broker_edge import __version__
-from broker_edge.settings import MULTIPROCESS, PREFIX, Settings, SettingsError, load, share_with_children
+from broker_edge.cli_fetch import fetch
+from broker_edge.cli_retention import retention
+from broker_edge.cli_sources import sources
+from broker_edge.cli_start import fail, prepare, refuse_unmigrated, settings_in_force
+from broker_edge.settings import MULTIPROCESS, PREFIX, Settings, share_with_children
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="An edge proxy for external data."
@@ -27,21 +31,13 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on", min=0, max=65535)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
+app.add_typer(sources, name="sources")
+app.add_typer(retention, name="retention")
+app.command()(fetch)
+
 
 def main() -> None:
     app()
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
-
-
-def _settings(**overrides: Any) -> Settings:
-    try:
-        return load(**overrides)
-    except SettingsError as error:
-        _fail(str(error), 2)
 
 
 @app.callback(invoke_without_command=True)
@@ -59,8 +55,8 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes that serve; more than one needs Redis", min=1, max=256)] = None,
 ) -> None:
     """Run the service."""
-    settings = _settings(host=host, port=port, workers=workers)
-    asyncio.run(_refuse_unmigrated(settings))
+    settings = settings_in_force(host=host, port=port, workers=workers)
+    asyncio.run(refuse_unmigrated(settings))
     # Workers are processes of their own and read the environment anew.
     for name, value in (("HOST", settings.host), ("PORT", settings.port), ("WORKERS", settings.workers)):
         share_with_children(f"{PREFIX}{name}", str(value))
@@ -88,35 +84,11 @@ def _shared_metrics(settings: Settings) -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-async def _refuse_unmigrated(settings: Settings) -> None:
-    from broker_edge.backends.sql_durable import make_engine
-    from broker_edge.wiring import NotMigrated, check_migrated
-
-    _prepare(settings)
-    engine = make_engine(settings.database)
-    try:
-        await check_migrated(engine)
-    except NotMigrated as error:
-        _fail(str(error))
-    except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
-        _fail(f"the database can't be reached ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
-    finally:
-        await engine.dispose()
-
-
-def _prepare(settings: Settings) -> None:
-    try:
-        for directory in (settings.data_dir, settings.data_dir / "spool", settings.data_dir / "rejected"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        _fail(f"{PREFIX}DATA_DIR: the directory can't be made or written")
-
-
 @app.command()
 def migrate(as_json: AsJson = False) -> None:
     """Bring the database up to date."""
-    settings = _settings()
-    _prepare(settings)
+    settings = settings_in_force()
+    prepare(settings)
     revision = asyncio.run(_migrate(settings))
     typer.echo(json.dumps({"revision": revision}) if as_json else f"the database is at revision {revision}")
 
@@ -129,7 +101,7 @@ async def _migrate(settings: Settings) -> str:
     try:
         return await bring_up(engine)
     except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
-        _fail(f"the database can't be migrated ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
+        fail(f"the database can't be migrated ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
     finally:
         await engine.dispose()
 
@@ -139,7 +111,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what is wrong with a set-up, each line with its remedy."""
     from broker_edge.doctor import examine
 
-    settings = _settings()
+    settings = settings_in_force()
     findings = asyncio.run(examine(settings))
     if as_json:
         typer.echo(json.dumps([finding.as_dict() for finding in findings]))
@@ -172,7 +144,7 @@ def bureau(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, max
 @app.command(name="config")
 def show_config(as_json: AsJson = False) -> None:
     """Print the settings in force; secrets are starred."""
-    values = _settings().model_dump(mode="json")
+    values = settings_in_force().model_dump(mode="json")
     if as_json:
         typer.echo(json.dumps(values))
         return

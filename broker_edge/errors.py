@@ -116,6 +116,15 @@ class UpstreamError(EdgeError):
         self.sent = sent
 
 
+class RememberedStatus(UpstreamError):
+    """The upstream answered this error status `age` seconds ago; it is not asked again for another `remaining` seconds."""
+
+    def __init__(self, status: int, *, retryable: bool, age: float, remaining: float) -> None:
+        super().__init__("UPSTREAM_STATUS", f"the upstream answered {status}", retryable=retryable, upstream_status=status)
+        self.age = age
+        self.remaining = remaining
+
+
 class TierBroken(EdgeError):
     """A cache tier, the flight lock or the database can't be reached: not a miss, counted under its own name."""
 

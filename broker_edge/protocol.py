@@ -22,7 +22,7 @@ from broker_edge.shortcut import Heads, Shortcut, asgi_scope
 
 _BETWEEN, _HEAD, _BODY = range(3)
 _FRAMING = {b"host", b"content-length", b"transfer-encoding"}
-_FETCH = b"/v1/fetch-data"
+_FETCHES = {b"/v1/fetch-data", b"/internal/data-broker"}
 _AT_ONCE = 64 * 1024  # bytes of a body up to which a request is answered by the shortcut
 
 
@@ -94,7 +94,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._unread = 0
         shortcut = self.cycle = Shortcut(self, self._event, keep_alive=True)  # type: ignore[assignment]
         shortcut.body = data[head.size :]
-        shortcut.begin(head.headers)
+        shortcut.begin(head.path, head.headers)
         return True
 
     def _feed(self, data: bytes) -> None:
@@ -150,7 +150,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._without_upgrade = self._head_without_upgrade()
             return
         self._stage = _BODY
-        if self.url == _FETCH and self._may_shortcut():
+        if self.url in _FETCHES and self._may_shortcut():
             keep_alive = self.parser.should_keep_alive()
             self.cycle = self._shortcut = Shortcut(self, self._event, keep_alive=keep_alive)  # type: ignore[assignment]
         else:
@@ -171,8 +171,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._shortcut is not None:
             shortcut, self._shortcut = self._shortcut, None
             if shortcut.keep_alive:
-                self.heads.keep(whole, len(shortcut.body), self.headers)
-            shortcut.begin(self.headers)
+                self.heads.keep(whole, len(shortcut.body), self.url, self.headers)
+            shortcut.begin(self.url, self.headers)
         elif not self._without_upgrade:
             super().on_message_complete()
 

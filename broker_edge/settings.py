@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broker_edge.guard.addresses import parse_allowed
+from broker_edge.guard.vault import KeyRing
 
 PREFIX = "DATA_BROKER_"
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
@@ -80,6 +81,11 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(10 * 2**20, ge=1024, description="Largest request body (413 above it)")
     max_encoded_bytes: int = Field(10 * 2**20, ge=1024, description="Largest upstream body before decompression")
     max_decoded_bytes: int = Field(32 * 2**20, ge=1024, description="Largest upstream body after decompression")
+    encryption_keys: SecretStr | None = Field(
+        None,
+        description="Keys of the secrets at rest, `id:base64 of 32 bytes`, comma-separated: the first seals, all open; "
+        "unset: one is made in `DATA_DIR`",
+    )
     spec_cache_entries: int = Field(2048, ge=1, description="Compiled data source specs kept in memory")
     flight_lease: float = Field(
         5.0, ge=0.3, le=60, description="Leadership of a fetch in the fleet lapses after this without a renewal"
@@ -87,6 +93,21 @@ class Settings(BaseSettings):
     flight_wait: float = Field(15.0, gt=0, le=300, description="Longest wait for another instance's fetch, then fetch alone")
     spool_max_bytes: int = Field(2 * 2**30, ge=2**20, description="Journal rows waiting for the database; full means 503")
     spool_segment_bytes: int = Field(4 * 2**20, ge=4096, description="Size at which a spool segment is closed")
+    retention_run_data_request_days: int | None = Field(
+        None, ge=1, le=36_500, description="Days that audit rows are kept; unset: for ever"
+    )
+    retention_data_object_days: int | None = Field(
+        None, ge=1, le=36_500, description="Days that data objects are kept which no kept row names; unset: for ever"
+    )
+    retention_data_object_force: bool = Field(
+        False, description="Data objects go after their days even where kept rows name them"
+    )
+    retention_run_data_cache_days: int | None = Field(
+        None, ge=1, le=36_500, description="Days after its answer that the durable tier forgets a key; unset: never"
+    )
+    retention_secret_access_days: int | None = Field(
+        None, ge=1, le=36_500, description="Days that the audit of secrets is kept; unset: for ever"
+    )
     shutdown_timeout: float = Field(30.0, gt=0, le=600, description="Longest wait for running requests at SIGTERM")
 
     @field_validator("allowed_private_hosts", mode="before")
@@ -163,6 +184,11 @@ def _complaints(settings: Settings) -> Iterator[tuple[str, str]]:
         parse_allowed(settings.allowed_private_hosts)
     except ValueError as error:
         yield "ALLOWED_PRIVATE_HOSTS", str(error)
+    if settings.encryption_keys is not None:
+        try:
+            KeyRing.parse(settings.encryption_keys.get_secret_value())
+        except ValueError as error:
+            yield "ENCRYPTION_KEYS", str(error)
 
 
 def _about(name: str, url: str, schemes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -238,3 +264,8 @@ def share_with_children(name: str, value: str) -> None:
     """Set a variable that worker processes inherit, in place of the file that may have held its value."""
     os.environ.pop(f"{name}_FILE", None)  # noqa: TID251
     os.environ[name] = value  # noqa: TID251
+
+
+def environment_value(name: str) -> str | None:
+    """A variable of the environment that a document names as the place of a secret; None where it is not set."""
+    return os.environ.get(name)  # noqa: TID251

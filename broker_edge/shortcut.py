@@ -24,6 +24,7 @@ class Head(NamedTuple):
 
     size: int
     length: int
+    path: bytes
     headers: Headers
 
 
@@ -44,14 +45,14 @@ class Heads:
         head = self._known.get(data[: data.find(b"\r\n\r\n") + 4])
         return head if head is not None and head.size + head.length == len(data) else None
 
-    def keep(self, data: bytes, length: int, headers: Headers) -> None:
+    def keep(self, data: bytes, length: int, path: bytes, headers: Headers) -> None:
         """Remember the head of `data`, if `data` is that and a body of `length` bytes, and nothing else."""
         size = data.find(b"\r\n\r\n") + 4
         if size + length != len(data) or size > self.most_bytes or any(name in _TRACE for name, _ in headers):
             return
         if len(self._known) >= self.most:
             self._known.clear()
-        self._known[data[:size]] = Head(size, length, headers)
+        self._known[data[:size]] = Head(size, length, path, headers)
 
 
 class Shortcut:
@@ -68,9 +69,9 @@ class Shortcut:
         self.body = b""
         self.disconnected = self.response_started = self.response_complete = False
 
-    def begin(self, headers: Headers) -> None:
+    def begin(self, path: bytes, headers: Headers) -> None:
         body, self.body = self.body, b""  # an idle connection keeps nothing of its last request
-        self.protocol.app.begin(headers, body, self.respond, self.spawn)
+        self.protocol.app.begin(path, headers, body, self.respond, self.spawn)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """In uvicorn's keeping, which waits for it at the end, and cancels it when the time for that is over."""

@@ -69,15 +69,18 @@ class InProcess:
     async def get(self, path: str) -> Answer:
         return await self.call("GET", path, b"", None)
 
+    async def put(self, path: str, body: Any) -> Answer:
+        return await self.call("PUT", path, json.dumps(body).encode(), {"content-type": "application/json"})
+
     async def call(self, method: str, path: str, data: bytes, headers: Mapping[str, str] | None) -> Answer:
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
+            "path": path.partition("?")[0],
+            "raw_path": path.partition("?")[0].encode(),
+            "query_string": path.partition("?")[2].encode(),
             "scheme": "http",
             "root_path": "",
             "client": ("127.0.0.1", 1),

@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from starlette.exceptions import HTTPException
 
 from broker_edge import __version__
+from broker_edge.api.analytics import analytics_routes
 from broker_edge.api.asgi import Receive, Scope, Send
-from broker_edge.api.envelope import problem
-from broker_edge.api.fetch import FetchEndpoint
+from broker_edge.api.envelope import Headers, problem
+from broker_edge.api.fetch import FetchEndpoint, Respond, Spawn
+from broker_edge.api.intake import Intake, IntakeByName, Reads
+from broker_edge.api.objects import object_routes
 from broker_edge.api.ops import ops_routes
-from broker_edge.api.schemas import FetchDataReply, FetchDataRequest, Problem
+from broker_edge.api.pages import BY_NAME, PATH, fetch_routes, page
+from broker_edge.api.probe import Book, probe_routes
+from broker_edge.api.problems import add_problem_handlers
+from broker_edge.api.sources import source_routes
 from broker_edge.errors import EdgeError
 from broker_edge.settings import Settings, load
 from broker_edge.telemetry.logs import configure
 from broker_edge.telemetry.otel import new_span_id
-from broker_edge.wiring import Edge, build
-
-PATH = "/v1/fetch-data"
+from broker_edge.wiring import Edge, build, new_id
 
 
 class Front:
-    """Takes POST /v1/fetch-data before any routing; hands the rest on."""
+    """Takes fetches, by spec and by name, before any routing; hands the rest on."""
 
     def __init__(self, edge: Edge, app: FastAPI) -> None:
         self.edge = edge
         self.app = app
-        self._fetch = FetchEndpoint(
-            edge.broker,
-            edge.journal,
-            edge.tracing.begin,
-            new_span_id,
-            edge.sinks,
-            edge.log.failure,
-            max_request_bytes=edge.settings.max_request_bytes,
-            spec_entries=edge.settings.spec_cache_entries,
-        )
-        self.begin = self._fetch.begin
+        self._fetches = {
+            PATH: _endpoint(edge, Intake(edge.settings.spec_cache_entries, edge.registry)),
+            BY_NAME: _endpoint(edge, IntakeByName(edge.registry)),
+        }
+        self._beginnings = {path.encode(): endpoint.begin for path, endpoint in self._fetches.items()}
+
+    def begin(self, path: bytes, headers: Headers, body: bytes, respond: Respond, spawn: Spawn) -> None:
+        """A fetch that comes round ASGI, at `path`; see `FetchEndpoint.begin`."""
+        self._beginnings[path](headers, body, respond, spawn)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
-            await self._fetch(scope, receive, send)
+        fetch = self._fetches.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if fetch is not None:
+            await fetch(scope, receive, send)
         else:
             await self.app(scope, receive, send)  # type: ignore[arg-type]
+
+
+def _endpoint(edge: Edge, intake: Reads) -> FetchEndpoint:
+    return FetchEndpoint(
+        intake,
+        edge.broker,
+        edge.journal,
+        edge.tracing.begin,
+        new_span_id,
+        edge.sinks,
+        edge.log.failure,
+        max_request_bytes=edge.settings.max_request_bytes,
+    )
 
 
 def create_app(settings: Settings | None = None, started: Callable[[], object] = bool) -> Front:
@@ -70,45 +86,20 @@ def front(edge: Edge, started: Callable[[], object] = bool) -> Front:
 
     app = FastAPI(title="broker_edge", version=__version__, summary="Cached external data for decisions", lifespan=lifespan)
     app.include_router(ops_routes(edge.prober, edge.metrics))
-    app.add_api_route(
-        PATH,
-        _documented,
-        methods=["POST"],
-        response_model=FetchDataReply,
-        responses=_PROBLEMS,
-        tags=["data"],
-        summary="Fetch data",
-    )
-    app.openapi = partial(_page, app.openapi)  # type: ignore[method-assign]
+    app.include_router(fetch_routes())
+    app.include_router(analytics_routes(edge.registry.get, edge.analytics, time.time))
+    app.include_router(source_routes(edge.registry, edge.secrets, edge.settings.max_request_bytes))
+    app.include_router(object_routes(edge.registry, edge.archive))
+    book = Book(edge.journal, edge.spool.check, edge.tracing.begin, new_span_id)
+    app.include_router(probe_routes(edge.registry, edge.calls, book, new_id, edge.settings.max_request_bytes))
+    app.openapi = partial(page, app.openapi)  # type: ignore[method-assign]
+    add_problem_handlers(app)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _failed)
     if edge.tracing.provider is not None:
         # Fetches never come here: their spans are rendered from the trail.
         FastAPIInstrumentor.instrument_app(app, tracer_provider=edge.tracing.provider, excluded_urls="healthz,readyz,metrics")
     return Front(edge, app)
-
-
-_PROBLEMS: dict[int | str, dict[str, object]] = {
-    status: {"model": Problem} for status in (400, 403, 404, 413, 429, 500, 502, 503)
-}
-
-
-def _page(generated: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """FastAPI's page with failures as they are sent: problem+json, and no 422, which is FastAPI's own way to refuse."""
-    page = generated()
-    responses = page["paths"][PATH]["post"]["responses"]
-    responses.pop("422", None)
-    for status, response in responses.items():
-        if status != "200" and "application/json" in response["content"]:
-            response["content"] = {"application/problem+json": response["content"].pop("application/json")}
-    for name in ("HTTPValidationError", "ValidationError"):
-        page["components"]["schemas"].pop(name, None)
-    return page
-
-
-async def _documented(_body: FetchDataRequest) -> FetchDataReply:
-    """External data by an inline data source spec, from the cache or fetched once for everyone who waits."""
-    raise AssertionError("the front answers this route")
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ import msgspec
 import orjson
 
 from broker_edge.core.trail import Trail
-from broker_edge.errors import EdgeError
+from broker_edge.errors import EdgeError, RememberedStatus
 
 Headers = list[tuple[bytes, bytes]]
 Parts = tuple[bytes | memoryview, ...]
@@ -31,7 +31,10 @@ def reply(trail: Trail, ttl: float | None) -> tuple[bytes, Parts]:
     )
     if fetched.origin == "CACHE":
         age = max(0.0, (trail.ended_at or 0) - entry.created_at)
-        status = b"broker-edge; hit" if ttl is None else b"broker-edge; hit; ttl=%d" % math.floor(ttl - age)
+        if fetched.forwarded:  # RFC 9211 section 2.1: it is a hit only where nothing went forward
+            status = _forwarded(trail, fetched.upstream_status, stored=False)
+        else:
+            status = b"broker-edge; hit" if ttl is None else b"broker-edge; hit; ttl=%d" % math.floor(ttl - age)
         return b"content-type: application/json\r\ncache-status: %s\r\nage: %d\r\n" % (status, age), (
             head,
             entry.value,
@@ -71,7 +74,9 @@ def problem(error: EdgeError, trail: Trail | None = None) -> tuple[Headers, byte
     if error.upstream_status is not None:
         body["upstream_status"] = error.upstream_status
     headers = [_PROBLEM]
-    if trail is not None and trail.why is not None and error.kind.source != "caller":  # else nothing went forward
+    if isinstance(error, RememberedStatus):
+        headers += [(b"cache-status", b"broker-edge; hit; ttl=%d" % error.remaining), (b"age", b"%d" % error.age)]
+    elif trail is not None and trail.why is not None and error.kind.source != "caller":  # else nothing went forward
         headers.append((b"cache-status", _forwarded(trail, error.upstream_status, stored=False)))
     if error.kind.status in (429, 503):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after or 1))))

@@ -1,4 +1,4 @@
-"""POST /v1/fetch-data: before FastAPI, whose routing and models would cost more than the hit itself.
+"""POST /v1/fetch-data and /internal/data-broker: before FastAPI, whose routing and models would cost more than the hit itself.
 
 Two ways lead through here. As an ASGI application it serves any server. A server that calls `begin` with a whole body at hand
 (broker_edge/protocol.py) spares a hit the task, the scope and the messages. The order at the end is the same for both and
@@ -14,15 +14,13 @@ from typing import Any, Protocol
 
 from broker_edge.api.asgi import Answer, Gone, Receive, Scope, Send, check_size, read, send_answer
 from broker_edge.api.envelope import Headers, lines, problem, reply
-from broker_edge.api.intake import Body, Intake
+from broker_edge.api.intake import Reads
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
 from broker_edge.errors import CallerError, EdgeError, TierBroken
 from broker_edge.flow.broker import Broker, Order
 from broker_edge.flow.journal import Journal
 from broker_edge.flow.tiers import Nothing
-
-__all__ = ["Body", "FetchEndpoint"]
 
 
 class Sink(Protocol):
@@ -53,10 +51,11 @@ class Asked:
 
 
 class FetchEndpoint:
-    """`sinks` see every closed trail after its answer is on the way."""
+    """One way to ask, which `intake` reads; `sinks` see every closed trail after its answer is on the way."""
 
     def __init__(
         self,
+        intake: Reads,
         broker: Broker,
         journal: Journal,
         begin: Begin,
@@ -65,7 +64,6 @@ class FetchEndpoint:
         on_failure: Callable[[str, BaseException, str | None], None],
         *,
         max_request_bytes: int,
-        spec_entries: int,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._broker = broker
@@ -76,7 +74,7 @@ class FetchEndpoint:
         self._on_failure = on_failure
         self._max_request_bytes = max_request_bytes
         self._now = now
-        self._intake = Intake(spec_entries)
+        self._intake = intake
         self._settled: list[tuple[Asked, Respond]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -136,6 +134,8 @@ class FetchEndpoint:
             fetched = self._broker.served(asked.order, word)
             if fetched is not None:
                 self._deliver(asked, asked.order, fetched)
+        except EdgeError as error:
+            self._failed(asked, error)
         except Exception as error:  # noqa: BLE001 as above: nobody else answers this request
             self._broke(asked, error)
         return asked.answer is not None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from struct import Struct
 
 from broker_edge.core.ids import uuid_of
-from broker_edge.core.journal_row import POSTGRES_EPOCH
+from broker_edge.core.row_packing import POSTGRES_EPOCH
 
 _ARRAY = Struct(">iiIii")
 _INT4 = Struct(">i")
@@ -27,8 +27,9 @@ def _array(kind: int, count: int, elements: bytes, *, nulls: bool = False) -> by
     return _ARRAY.pack(1, nulls, kind, count, 1) + elements
 
 
-def uuids(values: Sequence[bytes]) -> bytes:
-    return _array(_UUID, len(values), b"".join([_SIXTEEN + value for value in values]))
+def uuids(values: Sequence[bytes | None]) -> bytes:
+    elements = b"".join([_NULL if value is None else _SIXTEEN + value for value in values])
+    return _array(_UUID, len(values), elements, nulls=None in values)
 
 
 def texts(values: Sequence[str | None]) -> bytes:

@@ -22,7 +22,7 @@ from broker_edge.backends import sql_binary as binary
 from broker_edge.backends.sql_rows import REQUEST_COLUMNS
 from broker_edge.backends.tables import SCHEMA
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import plain_text
+from broker_edge.core.row_packing import plain_text
 
 _LAST_WORD = 1.0  # seconds
 MOST_BYTES = 8 * 2**20  # of bodies in one statement: a value of Postgres ends at 1 GB, and each is copied on its way
@@ -46,27 +46,31 @@ _STORE = _statement(
     b"""
     WITH incoming AS MATERIALIZED (
         SELECT * FROM unnest(
-            $1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[], $6::text[], $7::text[], $8::int4[], $9::bool[]
-        ) AS _ (data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code, newest)
+            $1::uuid[], $2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[], $6::text[], $7::text[], $8::int4[], $9::uuid[],
+            $10::text[], $11::text[], $12::timestamptz[], $13::bool[]
+        ) AS _ (data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code, project_id,
+                etag, last_modified, confirmed_at, newest)
     ), stored AS (
         INSERT INTO data_broker.data_object
-            (data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code)
-        SELECT data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code FROM incoming
-        ON CONFLICT DO NOTHING RETURNING 1
+            (data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code, project_id, etag,
+             last_modified)
+        SELECT data_object_id, data_source_id, key, value, created_at, content_type, response_type, status_code, project_id, etag,
+               last_modified
+        FROM incoming ON CONFLICT DO NOTHING RETURNING 1
     )
     INSERT INTO data_broker.run_data_cache AS kept (key, data_object_id, created_at)
-    SELECT key, data_object_id, created_at FROM (SELECT count(*) FROM stored) AS _, incoming WHERE newest ORDER BY key
+    SELECT key, data_object_id, confirmed_at FROM (SELECT count(*) FROM stored) AS _, incoming WHERE newest ORDER BY key
     ON CONFLICT (key) DO UPDATE SET data_object_id = excluded.data_object_id, created_at = excluded.created_at
     WHERE excluded.created_at > kept.created_at
     """,
-    9,
+    13,
 )
 
 _LOOKUP = _statement(
     "lookup",
     b"""
     SELECT kept.key, found.data_object_id, found.data_source_id, found.value, found.created_at, found.content_type,
-           found.response_type, found.status_code
+           found.response_type, found.status_code, found.project_id, found.etag, found.last_modified, kept.created_at
     FROM data_broker.run_data_cache AS kept JOIN data_broker.data_object AS found USING (data_object_id)
     WHERE kept.key = ANY($1::text[])
     """,
@@ -103,6 +107,10 @@ class PostgresDirect:
             binary.texts([None if item.content_type is None else plain_text(item.content_type) for item in objects]),
             binary.texts([item.response_type for item in objects]),
             binary.integers([item.status for item in objects]),
+            binary.uuids([None if item.project_id is None else item.project_id.bytes for item in objects]),
+            binary.texts([item.etag for item in objects]),
+            binary.texts([item.last_modified for item in objects]),
+            binary.times([item.confirmed_at for item in objects]),
             binary.booleans(_newest_of_keys(objects)),
         )
 
@@ -136,7 +144,7 @@ def _newest_of_keys(objects: Sequence[DataObject]) -> list[bool]:
     """Of each key one object at most, even of one that comes twice: Postgres refuses to update a row twice in a statement."""
     newest: dict[str, int] = {}
     for number, item in enumerate(objects):
-        if item.reusable and (item.key not in newest or item.created_at >= objects[newest[item.key]].created_at):
+        if item.reusable and (item.key not in newest or item.confirmed_at >= objects[newest[item.key]].confirmed_at):
             newest[item.key] = number
     chosen = [False] * len(objects)
     for number in newest.values():
@@ -179,17 +187,26 @@ async def _answer(driver: Any) -> PGresult:
 
 def _object(result: PGresult, row: int) -> DataObject:
     value = result.get_value
+    created, confirmed = binary.read_time(value(row, 4) or b""), binary.read_time(value(row, 11) or b"")
     return DataObject(
         binary.read_uuid(value(row, 1) or b""),
         binary.read_uuid(value(row, 2) or b""),
         (value(row, 0) or b"").decode(),
         value(row, 3) or b"",
-        binary.read_time(value(row, 4) or b""),
-        None if (content_type := value(row, 5)) is None else content_type.decode(),
+        created,
+        _text(value(row, 5)),
         (value(row, 6) or b"").decode(),
         binary.read_integer(value(row, 7) or b""),
         reusable=True,
+        project_id=None if (project := value(row, 8)) is None else binary.read_uuid(project),
+        etag=_text(value(row, 9)),
+        last_modified=_text(value(row, 10)),
+        validated_at=confirmed if confirmed > created else None,
     )
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode()
 
 
 _COPY = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(

@@ -16,7 +16,15 @@ from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, SQLAlchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from broker_edge.backends.sql_direct import MOST_BYTES, Connection, PostgresDirect, copy_requests
-from broker_edge.backends.sql_rows import cache_row, newest_of_keys, object_of, object_row, request_frames, request_row
+from broker_edge.backends.sql_rows import (
+    cache_row,
+    newest_of_keys,
+    object_of,
+    object_row,
+    request_frames,
+    request_row,
+    rollup_order,
+)
 from broker_edge.backends.tables import SCHEMA, data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
 from broker_edge.core.journal_row import PackedRows, RequestRow
@@ -71,7 +79,7 @@ class SqlDurable:
         self._direct = PostgresDirect(engine) if postgres else None
         insert = postgres_insert if postgres else sqlite_insert
         # SQLite has one writer at a time: queueing here is fairer than its busy handler, which sleeps.
-        self._writer: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext() if postgres else asyncio.Lock()
+        self.writer: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext() if postgres else asyncio.Lock()
         self._under_way = 0  # look-ups and stores
         self._lookup = _lookup_statement()
         self._add_objects = insert(data_object).on_conflict_do_nothing()
@@ -113,7 +121,7 @@ class SqlDurable:
 
     async def append(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
         objects = sorted(objects, key=lambda item: item.object_id)
-        async with self._translated(), self._writer:
+        async with self._translated(), self.writer:
             if self._direct and rows:
                 await self._append_frames(request_frames(rows), objects)
             elif rows or objects:
@@ -139,7 +147,7 @@ class SqlDurable:
                 await copy_requests((await connection.get_raw_connection()).driver_connection, frames)
         except psycopg.errors.UniqueViolation:
             # Not by way of a temporary table: creating one is a privilege that a role may well lack.
-            await self._append_rows(PackedRows(frames), objects)
+            await self._append_rows(sorted(PackedRows(frames), key=rollup_order), objects)
 
     async def _append_rows(self, rows: Sequence[RequestRow], objects: Sequence[DataObject]) -> None:
         async with self._engine.begin() as connection:
@@ -180,7 +188,7 @@ def _lookup_statement() -> sa.Select[Any]:
     joined = run_data_cache.join(data_object)
     columns = [column for column in data_object.c if column.name != "key"]
     return (
-        sa.select(run_data_cache.c.key, *columns)
+        sa.select(run_data_cache.c.key, *columns, run_data_cache.c.created_at.label("validated_at"))
         .select_from(joined)
         .where(run_data_cache.c.key.in_(sa.bindparam("keys", expanding=True)))
     )

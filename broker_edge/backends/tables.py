@@ -43,7 +43,7 @@ data_object = sa.Table(
     "data_object",
     metadata,
     sa.Column("data_object_id", _UUID, primary_key=True),
-    sa.Column("data_source_id", _UUID, nullable=False, index=True),
+    sa.Column("data_source_id", _UUID, nullable=False),
     sa.Column("key", sa.String, nullable=False, index=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
     sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
@@ -53,6 +53,7 @@ data_object = sa.Table(
     sa.Column("status_code", sa.Integer, nullable=False, server_default="200"),
     sa.Column("etag", sa.String),
     sa.Column("last_modified", sa.String),
+    sa.Index(None, "data_source_id", "data_object_id"),
 )
 
 run_data_cache = sa.Table(
@@ -63,6 +64,10 @@ run_data_cache = sa.Table(
     sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
 )
 
+MONEY = "cost_micros > 0 OR saved_micros > 0"
+
+# In Postgres it is partitioned by day, and `data_object` by month: their ids are UUIDv7, whose order is time. A key of a
+# partitioned table holds what it is partitioned by, so that `created_at`, which a row never changes, is part of this one there.
 # No foreign keys on purpose: an audit row is kept whatever becomes of what it names, and a row of a refused request
 # names nothing.
 run_data_request = sa.Table(
@@ -88,9 +93,40 @@ run_data_request = sa.Table(
     sa.Column("saved_micros", sa.BigInteger),
     sa.Column("currency", sa.String),
     sa.Index(None, "data_source_id", "created_at"),
+    sa.Index(
+        "idx_run_data_request_money",
+        "data_source_id",
+        "created_at",
+        postgresql_where=sa.text(MONEY),
+        sqlite_where=sa.text(MONEY),
+    ),
+)
+
+# Sums of the rows of a day (UTC), kept up by triggers on run_data_request, so that they hold whoever inserts. `shard` is the
+# writer's: two that write at once seldom wait for each other. `project` and `currency` are empty where there is none.
+run_data_request_daily = sa.Table(
+    "run_data_request_daily",
+    metadata,
+    sa.Column("data_source_id", _UUID, primary_key=True),
+    sa.Column("project", sa.String, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("currency", sa.String, primary_key=True),
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("from_cache", sa.BigInteger, nullable=False),
+    sa.Column("from_request", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("timed_calls", sa.BigInteger, nullable=False),
+    sa.Column("call_seconds", sa.Float, nullable=False),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False),
+    sa.Column("saved_cache_micros", sa.BigInteger, nullable=False),
+    sa.Column("saved_collapsed_micros", sa.BigInteger, nullable=False),
 )
 
 _TEXTS = sa.JSON().with_variant(sa.ARRAY(sa.String), "postgresql")
+# JSON as it was given, its order and its numbers included: JSONB would turn 1e5 into 100000 and sort the members.
+_AS_GIVEN = sa.JSON(none_as_null=True)
 
 data_source = sa.Table(
     "data_source",
@@ -99,17 +135,17 @@ data_source = sa.Table(
     sa.Column("project_id", _UUID),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("description", sa.String),
-    sa.Column("source", _JSON, nullable=False),
+    sa.Column("source", _AS_GIVEN, nullable=False),
     sa.Column("caching_enabled", sa.Boolean, nullable=False),
     sa.Column("caching_ttl", sa.BigInteger),
-    sa.Column("config_metadata", _JSON),
+    sa.Column("config_metadata", _AS_GIVEN),
     sa.Column("runtime_params", _TEXTS, nullable=False),
     sa.Column("variables", _TEXTS, nullable=False),
     sa.Column("status", sa.String, nullable=False, server_default="DRAFT"),
     sa.Column("created_at", _TIME, nullable=False, server_default=sa.func.now()),
     sa.Column("last_updated_at", _TIME, nullable=False, server_default=sa.func.now()),
-    sa.Column("caching", _JSON, nullable=False),  # the whole member; the two columns above are for who reads the table
-    sa.Column("terms", _JSON, nullable=False),
+    sa.Column("caching", _AS_GIVEN, nullable=False),  # the whole member; the two columns above are for who reads the table
+    sa.Column("terms", _AS_GIVEN, nullable=False),
     sa.Column("generation", sa.BigInteger, nullable=False, server_default="1"),
     sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
 )

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
+from broker_edge.core.holes import Scope
 from broker_edge.core.spec import ROOT, Auth
 from broker_edge.core.template import invalid
 from broker_edge.core.urls import compile_url
@@ -25,9 +26,13 @@ CERTIFICATE: Final = ("CLIENT_CERTIFICATE", "CLIENT_KEY")
 # The first four are the predecessor's. What else a method may need is kept and sent beside them.
 CREDENTIALS: Final = (*CLIENT, *USER, "API_KEY", "REFRESH_TOKEN", *CERTIFICATE)
 
+# Framing and connection management belong to the transport, Host to the URL (RFC 9110 sections 7.2 and 7.6.1).
+FRAMING: Final = frozenset({"host", "content-length", "transfer-encoding", "te", "trailer"})
+CONNECTION: Final = frozenset({"connection", "keep-alive", "upgrade", "expect", "http2-settings"})
+
 _METHODS: Final[tuple[Method, ...]] = ("basic", "bearer", "api_key", "mtls")
 _GRANTS: Final[tuple[Grant, ...]] = ("client_credentials", "password", "refresh_token")
-_MEMBER: Final = f"{ROOT}.source.auth"
+MEMBER: Final = f"{ROOT}.source.auth"
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NEEDS: Final[dict[tuple[Method, Grant | None], tuple[frozenset[str], ...]]] = {
     ("basic", None): (frozenset(CLIENT), frozenset(USER)),
@@ -92,20 +97,25 @@ def _one_of(allowed: tuple[T, ...], value: str | None, member: str) -> T:
     for one in allowed:
         if value == one:
             return one
-    raise invalid(f"{_MEMBER}.{member}", f"must be one of {', '.join(allowed)}")
+    raise invalid(f"{MEMBER}.{member}", f"must be one of {', '.join(allowed)}")
 
 
 def _token_url(value: str | None) -> str:
+    """In the form in which every engine sends it unchanged."""
     if not value:
-        raise invalid(f"{_MEMBER}.token_url", "is required")
-    if compile_url(value, f"{_MEMBER}.token_url").holes:
-        raise invalid(f"{_MEMBER}.token_url", "must hold no template variables")
-    return value
+        raise invalid(f"{MEMBER}.token_url", "is required")
+    url = compile_url(value, f"{MEMBER}.token_url")
+    if url.holes:
+        raise invalid(f"{MEMBER}.token_url", "must hold no template variables")
+    return url.render(Scope({}, {}))
 
 
 def _key_name(wire: Auth) -> str:
     if not wire.name or not _HEADER_NAME.fullmatch(wire.name):
-        raise invalid(f"{_MEMBER}.name", "must name the header or query parameter that carries the key")
+        raise invalid(f"{MEMBER}.name", "must name the header or query parameter that carries the key")
+    name = wire.name.lower()
+    if wire.location != "query" and (name in FRAMING | CONNECTION or name.startswith("proxy-")):
+        raise invalid(f"{MEMBER}.name", "names a header that is set by the edge")
     return wire.name
 
 
@@ -113,5 +123,5 @@ def _pem(text: str | None) -> bytes | None:
     if text is None:
         return None
     if "-----BEGIN CERTIFICATE-----" not in text or not text.isascii():
-        raise invalid(f"{_MEMBER}.ca_bundle", "must be certificates in PEM")
+        raise invalid(f"{MEMBER}.ca_bundle", "must be certificates in PEM")
     return text.encode()

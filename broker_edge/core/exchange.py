@@ -19,13 +19,22 @@ class Outbound(msgspec.Struct, frozen=True):
     """One rendered request. It holds secrets, so nothing of it is shown by repr or kept anywhere.
 
     `url` is absolute, pure ASCII and already normalised, so that every engine sends the same bytes. Header names are
-    unique without regard to case; Host, Content-Length and hop-by-hop headers are never among them.
+    unique without regard to case; Host, Content-Length and hop-by-hop headers are never among them. `conditions` are headers too,
+    for the first hop alone: they make the request conditional on what a cache holds (RFC 9110 sections 13.1 and 15.4).
+
+    `bound_headers` (lower case) and `bound_params` name what proves who we are: like the identity of `tls` it is for this origin
+    alone. `any_status`: the answer is wanted whatever its status, with its body.
     """
 
     method: str
     url: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes | None = None
+    conditions: tuple[tuple[str, str], ...] = ()
+    tls: TlsOptions | None = None
+    bound_headers: frozenset[str] = frozenset()
+    bound_params: frozenset[str] = frozenset()
+    any_status: bool = False
 
     def __repr__(self) -> str:
         return f"Outbound({self.method!r})"
@@ -51,12 +60,16 @@ class Target:
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """A whole upstream answer: body decoded, within bounds, complete. Header names are lower case."""
+    """A whole upstream answer: body decoded, within bounds, complete. Header names are lower case.
+
+    `redirected`: another URL than the one that was asked gave it.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     http_version: str = "1.1"
+    redirected: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -96,6 +109,11 @@ class DataObject(msgspec.Struct, frozen=True):
     last_modified: str | None = None
     validated_at: float | None = None
 
+    @property
+    def confirmed_at(self) -> float:
+        """When the upstream last said so: what its age counts from."""
+        return self.created_at if self.validated_at is None else max(self.created_at, self.validated_at)
+
     def __repr__(self) -> str:
         return f"DataObject({self.object_id!r}, {self.key!r}, {self.created_at!r})"
 
@@ -110,7 +128,11 @@ class SecretRef(NamedTuple):
 
 
 class Fetched(msgspec.Struct, frozen=True):
-    """The outcome of a request or flight; times are epoch seconds, set, with the upstream's status, only where it was called."""
+    """The outcome of a request or flight; times are epoch seconds, set, with the upstream's status, only where it was called.
+
+    Of what the cache answered: `forwarded` where the upstream was asked all the same, `revalidated` where it answered 304. `stale`:
+    past its ttl. `replaced_stale`: a stale entry was met on the way.
+    """
 
     entry: Entry
     key: str
@@ -120,6 +142,8 @@ class Fetched(msgspec.Struct, frozen=True):
     upstream_status: int | None = None
     stale: bool = False
     replaced_stale: bool = False
+    forwarded: bool = False
+    revalidated: bool = False
 
 
 class Freshness(msgspec.Struct, frozen=True):

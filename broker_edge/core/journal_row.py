@@ -2,14 +2,14 @@
 
 A row's frame is the row as Postgres' binary COPY wants it (documentation of COPY, "Binary Format", one tuple): big-endian lengths
 before the fields, -1 for NULL. It is packed once, before the answer, and shipping has nothing left to do but to join frames.
-Frames of data objects, and rows that an earlier version spooled, are MessagePack arrays, which begin otherwise.
+It begins with the number of its fields: an earlier version's had fewer, and gets NULLs for those that it lacks. Frames of data
+objects, and rows of a still earlier version, are MessagePack arrays, which begin otherwise.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Literal, overload
 from uuid import UUID
 
@@ -18,11 +18,13 @@ import orjson
 
 from broker_edge.core.exchange import DataObject
 from broker_edge.core.ids import uuid_of
-from broker_edge.core.trail import Trail
+from broker_edge.core.money import Price
+from broker_edge.core.row_packing import EARLIER_HEAD, HEAD, LENGTH, NO_MONEY, POSTGRES_EPOCH, money, packed
+from broker_edge.core.trail import FlightTrail, Record, Trail
 
 
 class RequestRow(msgspec.Struct, frozen=True, array_like=True, tag="row"):
-    """One `run_data_request` row; times are epoch seconds."""
+    """One `run_data_request` row; times are epoch seconds, amounts millionths of `currency`."""
 
     run_data_request_id: UUID
     created_at: float
@@ -38,6 +40,10 @@ class RequestRow(msgspec.Struct, frozen=True, array_like=True, tag="row"):
     outcome: str
     status_code: int
     trace_id: str
+    calls: int | None = None
+    cost_micros: int | None = None
+    saved_micros: int | None = None
+    currency: str | None = None
 
 
 class ObjectFrame(msgspec.Struct, frozen=True, array_like=True, tag="object"):
@@ -52,6 +58,11 @@ class ObjectFrame(msgspec.Struct, frozen=True, array_like=True, tag="object"):
     response_type: str
     status: int
     reusable: bool
+    # Frames of an earlier version end here.
+    project_id: UUID | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    validated_at: float | None = None
 
     @classmethod
     def of(cls, item: DataObject) -> ObjectFrame:
@@ -63,16 +74,6 @@ class ObjectFrame(msgspec.Struct, frozen=True, array_like=True, tag="object"):
 
 Frame = RequestRow | ObjectFrame
 
-POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970
-_NULL = b"\xff\xff\xff\xff"
-_ID = b"\x00\x00\x00\x10"
-_HEAD = struct.pack(">h", len(RequestRow.__struct_fields__)) + _ID
-_LENGTH = struct.Struct(">i")
-_length = _LENGTH.pack
-_microseconds = struct.Struct(">iq").pack
-_float = struct.Struct(">id").pack
-_integer = struct.Struct(">ii").pack
-
 
 def frame_of(trail: Trail, row_id: bytes) -> bytes:
     """The packed row of a closed trail. Start and end are the upstream call's; a failure without a call has the request's own."""
@@ -80,7 +81,7 @@ def frame_of(trail: Trail, row_id: bytes) -> bytes:
     start, end = (trail.started_at, trail.ended_at) if error else (None, None)
     if fetched is not None and fetched.origin == "REQUEST":
         start, end = fetched.started_at, fetched.ended_at
-    return _packed(
+    return packed(
         row_id,
         trail.ended_at or trail.started_at,
         trail.run_id,
@@ -95,6 +96,34 @@ def frame_of(trail: Trail, row_id: bytes) -> bytes:
         trail.outcome,
         trail.status,
         b"%032x" % trail.context.trace_id,
+        NO_MONEY if trail.price is None and not trail.calls else _money_of(trail, trail.price, trail.saved),
+    )
+
+
+def refill_frame(flight: FlightTrail, opener: Trail, row_id: bytes) -> bytes:
+    """The packed row of a flight that has ended, and whose charge no request's row carries: `opener` is the one that began it.
+
+    Outcome `refill`; times are the call's where an answer came, else the flight's own.
+    """
+    fetched, error = flight.fetched, flight.error
+    bought = fetched is not None and fetched.started_at is not None
+    ended_at = flight.ended_at or flight.started_at
+    return packed(
+        row_id,
+        ended_at,
+        opener.run_id,
+        fetched.entry.object_id if fetched is not None else None,
+        opener.source_id,
+        fetched.origin if fetched is not None else None,
+        fetched.started_at if fetched is not None and bought else flight.started_at,
+        fetched.ended_at if fetched is not None and bought else ended_at,
+        error.member() if error else None,
+        UUID(opener.project) if opener.project else None,
+        opener.key,
+        "refill",
+        error.kind.status if error else 200,
+        b"%032x" % flight.context.trace_id,
+        _money_of(flight, opener.price, None),
     )
 
 
@@ -106,7 +135,7 @@ def row_of(trail: Trail, row_id: UUID) -> RequestRow:
 def pack_row(row: RequestRow) -> bytes:
     """The frame of a row; raises ValueError or TypeError where a column can't hold its value."""
     try:
-        return _packed(
+        return packed(
             row.run_data_request_id.bytes,
             row.created_at,
             row.run_id,
@@ -121,74 +150,25 @@ def pack_row(row: RequestRow) -> bytes:
             row.outcome,
             row.status_code,
             row.trace_id.encode(),
+            money(row.calls, row.cost_micros, row.saved_micros, row.currency),
         )
     except (struct.error, OverflowError):  # the latter for an infinite time
         raise ValueError("a number is too large for its column") from None
 
 
-def _packed(
-    row_id: bytes,
-    created_at: float,
-    run_id: UUID | None,
-    object_id: UUID | None,
-    source_id: UUID | None,
-    origin: str | None,
-    start: float | None,
-    end: float | None,
-    error: dict[str, Any] | None,
-    project: UUID | None,
-    key: str | None,
-    outcome: str,
-    status: int,
-    trace_id: bytes,
-) -> bytes:
-    return b"".join(
-        (
-            _HEAD,
-            row_id,
-            _microseconds(8, round(created_at * 1e6) - POSTGRES_EPOCH),
-            _NULL if run_id is None else _ID + run_id.int.to_bytes(16, "big"),
-            _NULL if object_id is None else _ID + object_id.int.to_bytes(16, "big"),
-            _NULL if source_id is None else _ID + source_id.int.to_bytes(16, "big"),
-            _word(origin),
-            _NULL if start is None else _float(8, start),
-            _NULL if end is None else _float(8, end),
-            _NULL if error is None else _json(error),
-            _NULL if project is None else _ID + project.int.to_bytes(16, "big"),
-            _NULL if key is None else _text(key),
-            _word(outcome),
-            _integer(4, status),
-            _length(len(trace_id)),
-            trace_id,
-        )
-    )
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return _length(len(data)) + data
-
-
-@lru_cache(256)
-def _word(value: str | None) -> bytes:
-    """Text of which there are few."""
-    return _NULL if value is None else _text(value)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    data = orjson.dumps({name: plain_text(item) if isinstance(item, str) else item for name, item in value.items()})
-    return _length(1 + len(data)) + b"\x01" + data  # jsonb's own version leads
-
-
-def plain_text(value: str) -> str:
-    """Postgres takes neither NUL nor lone surrogates in text; a caller's member names may hold them."""
-    if value.isascii() and "\x00" not in value:
-        return value
-    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+def _money_of(record: Record, price: Price | None, saved: int | None) -> bytes:
+    if price is None:  # a budget counts the calls of a source whose price nobody told
+        return money(record.calls, None, None, None)
+    return money(record.calls or None, record.cost if record.calls else None, saved, price.currency)
 
 
 def is_packed_row(frame: bytes) -> bool:
-    return frame.startswith(_HEAD)
+    return frame.startswith(HEAD)
+
+
+def upgraded(frame: bytes) -> bytes | None:
+    """A row that was packed before rows had money in them, as it is packed by now; None where the frame is none."""
+    return HEAD + frame[len(EARLIER_HEAD) :] + NO_MONEY if frame.startswith(EARLIER_HEAD) else None
 
 
 def unpack_row(frame: bytes) -> RequestRow:
@@ -197,7 +177,7 @@ def unpack_row(frame: bytes) -> RequestRow:
     values: list[Any] = []
     try:
         for read in _READERS:
-            (length,) = _LENGTH.unpack_from(frame, position)
+            (length,) = LENGTH.unpack_from(frame, position)
             position += 4
             if length < 0:
                 values.append(None)
@@ -225,6 +205,7 @@ _READERS: tuple[Callable[[bytes], Any], ...] = (
     *(bytes.decode, _number("d"), _number("d")),
     *(lambda data: orjson.loads(data[1:]), uuid_of),
     *(bytes.decode, bytes.decode, _number("i"), bytes.decode),
+    *(_number("i"), _number("q"), _number("q"), bytes.decode),
 )
 
 

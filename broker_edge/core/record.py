@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, Literal
 from uuid import UUID
 
 import msgspec
 
+from broker_edge.core.template import NAME_LIMIT, RESERVED
+from broker_edge.errors import CallerError
+
 Status = Literal["DRAFT", "PUBLISHED", "ARCHIVED"]
 STATUSES: Final[tuple[Status, ...]] = ("DRAFT", "PUBLISHED", "ARCHIVED")
 SecretKind = Literal["variable", "credential"]
+TERMS: Final = ("cost_per_call", "billable", "budget")
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class SecretMeta(msgspec.Struct, frozen=True):
@@ -59,6 +66,18 @@ class SourceRecord(msgspec.Struct, frozen=True):
         return msgspec.json.encode({**members, **self.terms})
 
 
+class Draft(msgspec.Struct, frozen=True):
+    """What somebody wants a data source to be, as parsed JSON; members as in `SourceRecord`, the id where it was chosen."""
+
+    name: str
+    source: dict[str, Any]
+    caching: dict[str, Any] = {}
+    terms: dict[str, Any] = {}
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    data_source_id: UUID | None = None
+
+
 class SealedSecret(msgspec.Struct, frozen=True):
     """A secret as it is kept: `sealed` is guard.vault's envelope, None where the secret is known and unset."""
 
@@ -75,7 +94,15 @@ class SealedSecret(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct, frozen=True):
     """Who reads secrets, and what for: the row of the audit."""
 
-    purpose: Literal["fetch", "test", "rotation"]
+    purpose: Literal["fetch", "test", "rotation", "change"]
     at: float
     run_id: UUID | None = None
     trace_id: str | None = None
+
+
+def check_variable_name(name: str) -> None:
+    """Raises `CallerError` INVALID_REQUEST where no variable of a data source may have that name."""
+    if name in RESERVED:
+        raise CallerError("INVALID_REQUEST", f"{name} is a credential and can't be a variable")
+    if not name or len(name) > NAME_LIMIT or _CONTROL.search(name):
+        raise CallerError("INVALID_REQUEST", f"a variable's name must be 1 to {NAME_LIMIT} characters, no control characters")

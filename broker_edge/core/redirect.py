@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from broker_edge.core.exchange import Outbound, Reply
-from broker_edge.core.urls import normalise_url, origin_of
+import msgspec
+
+from broker_edge.core.exchange import Outbound, Reply, TlsOptions
+from broker_edge.core.urls import normalise_url, origin_of, without_params
 from broker_edge.errors import CallerError, UpstreamError
 
 MAX_HOPS = 5
@@ -27,11 +29,17 @@ def redirected(request: Outbound, reply: Reply) -> Outbound | None:
         raise _refused("a redirect from https to http is not followed", reply.status)
     method, body = _method_and_body(request, reply.status)
     headers = request.headers if body is not None else _without(request.headers, _OF_A_BODY)
-    if origin_of(request.url) != origin_of(there.geturl()):
-        if body is not None:
-            raise _refused("a redirect that would take the body to another origin is not followed", reply.status)
-        headers = tuple((name, value) for name, value in headers if name.lower() in _FOR_ANYONE)
-    return Outbound(method, there.geturl(), headers, body)
+    if origin_of(request.url) == origin_of(there.geturl()):
+        return msgspec.structs.replace(request, method=method, url=there.geturl(), headers=headers, body=body, conditions=())
+    if body is not None:
+        raise _refused("a redirect that would take the body to another origin is not followed", reply.status)
+    allowed = _FOR_ANYONE - request.bound_headers
+    headers = tuple((name, value) for name, value in headers if name.lower() in allowed)
+    # Trust may go along, as it tells nobody anything; who we are may not. An upstream that repeats our query in its Location
+    # would send on the key that stands in it.
+    url = without_params(there.geturl(), request.bound_params)
+    tls = None if request.tls is None or request.tls.ca is None else TlsOptions(ca=request.tls.ca)
+    return Outbound(method, url, headers, tls=tls, any_status=request.any_status)
 
 
 def _resolved(base: str, location: str, status: int) -> SplitResult:

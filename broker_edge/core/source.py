@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from broker_edge.core.auth import OutboundAuth, compile_auth
+from broker_edge.core.auth import CONNECTION, FRAMING, OutboundAuth, compile_auth
 from broker_edge.core.bodies import Body, compile_body
 from broker_edge.core.holes import Hole, Template
 from broker_edge.core.money import Budget, Price, compile_budget, compile_price
@@ -33,21 +33,23 @@ _SOURCE: Final = f"{ROOT}.source"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 section 5.6.2
 _HEADER_TEXT: Final = re.compile(r"[\t\x20-\x7e]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-# Framing and connection management belong to the transport, Host to the URL (RFC 9110 sections 7.2 and 7.6.1).
-_FRAMING: Final = {"host", "content-length", "transfer-encoding", "te", "trailer"}
-_CONNECTION: Final = {"connection", "keep-alive", "upgrade", "expect", "http2-settings"}
 _ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
 _HOLES_LIMIT: Final = 2_000  # each costs tens of microseconds to compile, while nothing else runs
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Retries after the first attempt; `backoff_factor` and `attempt_timeout` in seconds."""
+    """Retries after the first attempt; `backoff_factor` and `attempt_timeout` in seconds.
+
+    `billable`: each call may be charged. `keyed`: each carries a key by which the upstream knows it when it comes again.
+    """
 
     max_retries: int = 0
     backoff_factor: float = 0.5
     status_forcelist: frozenset[int] = frozenset({500, 502, 503, 504})
     attempt_timeout: float | None = None
+    billable: bool = False
+    keyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class CachePolicy:
     @property
     def reusable(self) -> bool:
         return self.enabled and self.ttl != 0
+
+    @property
+    def grace(self) -> float:
+        """Seconds past the ttl for which an entry may still be of use."""
+        return max(self.stale_while_revalidate, self.stale_if_error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +130,20 @@ def _compile(spec: Spec) -> DataSource:
     price = compile_price(spec.cost_per_call)
     timeout = DEFAULT_TIMEOUT if source.timeout is None else source.timeout
     request = _request(source)
+    billable, key_header = bool(spec.billable), _idempotency_header(source, request)
     return DataSource(
         data_source_id=spec.data_source_id,
         name=spec.name,
         request=request,
         timeout=_timeout(timeout, f"{_SOURCE}.timeout"),
-        retry=_retry(source.retry or Retry()),
+        retry=_retry(source.retry or Retry(), billable=billable, keyed=key_header is not None),
         caching=_caching(spec.caching or Caching()),
         fingerprint=_fingerprint(spec.data_source_id, source, request),
         auth=None if source.auth is None else compile_auth(source.auth),
         price=price,
-        billable=bool(spec.billable),
+        billable=billable,
         budget=compile_budget(spec.budget, price),
-        idempotency_header=_idempotency_header(source, request),
+        idempotency_header=key_header,
     )
 
 
@@ -144,7 +152,7 @@ def _idempotency_header(source: Source, request: RequestTemplate) -> str | None:
     asked = source.idempotency_key_header
     if asked is None:
         return next((name for name, _ in request.headers if name.lower() == "idempotency-key"), None)
-    if not _TOKEN.fullmatch(asked) or asked.lower() in _FRAMING | _CONNECTION:
+    if not _TOKEN.fullmatch(asked) or asked.lower() in FRAMING | CONNECTION:
         raise invalid(f"{_SOURCE}.idempotency_key_header", "must be the name of a header that may be set")
     return asked
 
@@ -180,7 +188,7 @@ def _headers(raw: dict[str, Any], member: str) -> Iterator[tuple[str, Template]]
         lowered = name.lower()
         if not _TOKEN.fullmatch(name):
             raise invalid(member, "has a name that is no HTTP header name")
-        if lowered in _FRAMING | _CONNECTION or lowered.startswith("proxy-"):
+        if lowered in FRAMING | CONNECTION or lowered.startswith("proxy-"):
             raise invalid(f"{member}.{name}", "is set by the edge and can't be asked for")
         if lowered in seen:
             raise invalid(f"{member}.{name}", "stands there twice; the case of header names makes no difference")
@@ -221,12 +229,12 @@ def _timeout(seconds: float, member: str) -> float:
     return seconds
 
 
-def _retry(wire: Retry) -> RetryPolicy:
+def _retry(wire: Retry, *, billable: bool, keyed: bool) -> RetryPolicy:
     member = f"{_SOURCE}.retry"
     given = {name: value for name, value in msgspec.structs.asdict(wire).items() if value is not None}
     if "status_forcelist" in given:
         given["status_forcelist"] = frozenset(given["status_forcelist"])
-    policy = RetryPolicy(**given)
+    policy = RetryPolicy(**given, billable=billable, keyed=keyed)
     _within(policy.max_retries, 0, 10, f"{member}.max_retries")
     _within(policy.backoff_factor, 0, 60, f"{member}.backoff_factor")
     for status in policy.status_forcelist:

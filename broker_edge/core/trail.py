@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from broker_edge.core.exchange import Fetched, Mode
+from broker_edge.core.money import Price
 from broker_edge.errors import EdgeError
 
 
@@ -49,9 +50,9 @@ class Fact(NamedTuple):
 
 
 class Record:
-    """Facts in order under one span."""
+    """Facts in order under one span, and what was spent: `calls`, and their `cost` in millionths of the price's currency."""
 
-    __slots__ = ("context", "ended_at", "facts", "new_id", "started_at")
+    __slots__ = ("calls", "context", "cost", "ended_at", "facts", "new_id", "started_at")
 
     def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
         self.context = context
@@ -59,6 +60,7 @@ class Record:
         self.ended_at: float | None = None
         self.new_id = new_id
         self.facts: list[Fact] = []
+        self.calls = self.cost = 0
 
     def note(
         self,
@@ -76,15 +78,42 @@ class Record:
         """The context of a span below this one, made before its work so that the work can carry it on."""
         return self.context.child(self.new_id())
 
+    def charge(self, micros: int) -> None:
+        """One call that is paid for, or may be."""
+        self.calls += 1
+        self.cost += micros
+
+    def refund(self, micros: int) -> None:
+        """One that was charged and not made after all."""
+        self.calls -= 1
+        self.cost -= micros
+
 
 class FlightTrail(Record):
-    """The shared work of one flight: it may outlive the request that started it."""
+    """The shared work of one flight: it may outlive the request that started it, whose trail is `opener`.
 
-    __slots__ = ("result",)
+    `fetched` or `error` once it has ended.
+    """
 
-    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int]) -> None:
+    __slots__ = ("error", "fetched", "opener", "result")
+
+    def __init__(self, context: TraceContext, started_at: float, new_id: Callable[[], int], opener: Trail | None = None) -> None:
         super().__init__(context, started_at, new_id)
+        self.opener = opener
         self.result = "abandoned"
+        self.fetched: Fetched | None = None
+        self.error: EdgeError | None = None
+
+    @property
+    def run_id(self) -> UUID | None:
+        return None if self.opener is None else self.opener.run_id
+
+    def end(self, outcome: Fetched | EdgeError, ended_at: float) -> None:
+        self.ended_at = ended_at
+        if isinstance(outcome, EdgeError):
+            self.error, self.result = outcome, outcome.code.lower()
+        else:
+            self.fetched, self.result = outcome, "ok"
 
 
 class Trail(Record):
@@ -99,16 +128,28 @@ class Trail(Record):
     mode: Mode = "live"
     why: str | None = None
     collapsed = False
+    price: Price | None = None
     fetched: Fetched | None = None
     error: EdgeError | None = None
     status = 0
     outcome = ""
 
+    def take_over(self, flight: FlightTrail) -> None:
+        """What the flight spent is on this request's row from here on, and on no other."""
+        self.calls += flight.calls
+        self.cost += flight.cost
+        flight.calls = flight.cost = 0
+
+    @property
+    def saved(self) -> int | None:
+        """Millionths that a call would have cost this request, had not the cache or another's call answered it."""
+        return None if self.price is None or self.fetched is None or self.calls else self.price.micros
+
     def deliver(self, fetched: Fetched, ended_at: float) -> None:
         self._close(ended_at, 200)
         self.fetched = fetched
         if fetched.origin == "CACHE":
-            self.outcome = "stale" if fetched.stale else "hit"
+            self.outcome = "revalidated" if fetched.revalidated else "stale" if fetched.stale else "hit"
         else:
             self.outcome = "collapsed" if self.collapsed else "fetched"
 
@@ -116,6 +157,12 @@ class Trail(Record):
         self._close(ended_at, error.kind.status)
         self.error = error
         self.outcome = error.code.lower()
+
+    def tried(self, error: EdgeError | None, ended_at: float) -> None:
+        """A test of a data source: it may have cost a call, and was no request of a run."""
+        self._close(ended_at, error.kind.status if error else 200)
+        self.error = error
+        self.outcome = "test"
 
     def withhold(self, error: EdgeError) -> None:
         """The answer of this closed trail is not given: `error` is given in its place."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from broker_edge.core.holes import Hole, Scope, Template
 from broker_edge.core.hosts import BadHost, normalise_host, normalise_ipv6
@@ -97,6 +97,22 @@ def _origin(url: str) -> Origin:
 def encode_value(text: str) -> str:
     """Percent-encode everything but RFC 3986's unreserved characters, as UTF-8."""
     return text if _UNRESERVED.fullmatch(text) else quote(text, safe="")
+
+
+def with_param(url: str, name: str, value: str) -> str:
+    """A rendered URL whose query has the parameter once, in place of any of that name."""
+    url = without_params(url, frozenset({name}))
+    joint = "?" if "?" not in url else "&"
+    return f"{url}{joint}{encode_value(name)}={encode_value(value)}"
+
+
+def without_params(url: str, names: frozenset[str]) -> str:
+    """A URL without the query parameters of these names, however they are encoded; the rest stays byte by byte."""
+    path, mark, query = url.partition("?")
+    if not names or not mark:
+        return url
+    kept = [pair for pair in query.split("&") if unquote_plus(pair.partition("=")[0]) not in names]
+    return f"{path}?{'&'.join(kept)}" if any(kept) else path
 
 
 def _compile(template: Template, member: str) -> UrlTemplate:

@@ -18,7 +18,7 @@ IDS = {
     "company_registry": "0b5e7c1a-6f0d-4c55-9a3e-1d2f3a4b5c03",
     "notice": "0b5e7c1a-6f0d-4c55-9a3e-1d2f3a4b5c04",
 }
-RUNS = tuple(f"7d1c2b3a-0000-4000-8000-00000000000{n}" for n in range(1, 6))
+RUNS = tuple(f"7d1c2b3a-0000-4000-8000-00000000000{n}" for n in range(1, 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +69,37 @@ def commands(edge_url: str, bureau_url: str) -> list[Command]:
         ("Plain text: a notice", "notice", {}),
     ]
     fetches = [
-        Command(title, _curl(edge_url, fetch_request(specs[name], params, run)))
-        for (title, name, params), run in zip(asked, RUNS, strict=True)
+        Command(title, _curl(edge_url, "/v1/fetch-data", _layout(fetch_request(specs[name], params, run))))
+        for (title, name, params), run in zip(asked, RUNS, strict=False)
     ]
-    looks = [
+    return fetches + _by_name(edge_url) + _looks(edge_url)
+
+
+def _by_name(edge_url: str) -> list[Command]:
+    """The same sources, registered: whoever asks needs a name and no spec."""
+    body = {"data_source_name": "credit_score", "configured_params": {"tax_id": "01234567890"}, "run_id": RUNS[-1]}
+    quoted = shlex.quote(edge_url)
+    return [
+        Command("By name: the sample sources are registered too", _curl(edge_url, "/internal/data-broker", json.dumps(body))),
+        Command(
+            "By name, from the command line: the value, and where it came from",
+            f"broker-edge fetch credit_score tax_id=01234567890 --url {quoted}",
+        ),
+        Command("Which sources there are", f"broker-edge sources list --url {quoted}"),
+    ]
+
+
+def _looks(edge_url: str) -> list[Command]:
+    return [
         Command("Where to look: is it alive", f"curl -sS {shlex.quote(edge_url + '/healthz')}"),
         Command("Where to look: what it counted", f"curl -sS {shlex.quote(edge_url + '/metrics')} | grep '^broker_edge_'"),
         Command("Where to look: its interface; better in a browser", f"curl -sS {shlex.quote(edge_url + '/docs')}"),
     ]
-    return fetches + looks
 
 
-def _curl(edge_url: str, body: Mapping[str, Any]) -> str:
-    url = shlex.quote(f"{edge_url}/v1/fetch-data")
-    return f"curl -sS {url} -H 'Content-Type: application/json' -d {shlex.quote(_layout(body))}"
+def _curl(edge_url: str, path: str, body: str) -> str:
+    url = shlex.quote(f"{edge_url}{path}")
+    return f"curl -sS {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _layout(body: Mapping[str, Any]) -> str:

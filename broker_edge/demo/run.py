@@ -12,7 +12,9 @@ import uvicorn
 
 from broker_edge.backends.migrations import migrate
 from broker_edge.backends.sql_durable import make_engine
+from broker_edge.cli_edge import in_this_process
 from broker_edge.demo.bureau import create_bureau
+from broker_edge.demo.register import register
 from broker_edge.demo.requests import commands
 from broker_edge.server import run_server
 from broker_edge.settings import PREFIX, Settings, SettingsError, load, share_with_children
@@ -33,7 +35,7 @@ def run_demo(port: int | None, bureau_port: int) -> int:
     if _taken(settings):
         print(f"port {settings.port} is taken; take another one: PORT=6003 make run, or broker-edge demo --port 6003")  # noqa: T201
         return 1
-    asyncio.run(_migrate(settings))
+    asyncio.run(_prepare(settings, f"http://{bureau}"))
     threading.Thread(target=_serve_bureau, args=(listener,), daemon=True).start()
     threading.Thread(target=_say, args=(settings, f"http://{bureau}"), daemon=True).start()
     return 0 if run_server(settings) else 1
@@ -73,12 +75,15 @@ def _taken(settings: Settings) -> bool:
     return False
 
 
-async def _migrate(settings: Settings) -> None:
+async def _prepare(settings: Settings, bureau_url: str) -> None:
+    """A database with the sample sources in it; what is there already is left alone."""
     engine = make_engine(settings.database)
     try:
         await migrate(engine)
     finally:
         await engine.dispose()
+    async with in_this_process(settings, None) as edge:
+        await register(edge, bureau_url)
 
 
 def _serve_bureau(listener: socket.socket) -> None:

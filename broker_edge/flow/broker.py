@@ -1,7 +1,8 @@
 """The whole story of a fetch, top to bottom.
 
 Fresh: reply. Stale but good enough: reply, and one refill goes on behind. Otherwise: join the flight of the key; whoever leads
-it recalls what the tiers hold by then, or calls the upstream and keeps the answer, and everybody who waits gets it.
+it recalls what the tiers hold by then, or calls the upstream and keeps the answer, and everybody who waits gets it. Where it
+fails, a stale answer may stand in.
 
 In steps, so that a hit needs no task: `ask`, then `at_hand`, then `look` where a callback will do, and `bring` for the rest.
 """
@@ -14,11 +15,11 @@ from collections.abc import Callable
 import msgspec
 
 from broker_edge.core.exchange import Entry, Fetched, Freshness, Variables
-from broker_edge.core.freshness import Fresh, Stale, StaleUsable, Verdict
+from broker_edge.core.freshness import Fresh, Negative, Stale, StaleUsable, Verdict
 from broker_edge.core.plan import make_plan
 from broker_edge.core.source import DataSource
 from broker_edge.core.trail import Trail
-from broker_edge.errors import CallerError, UpstreamError
+from broker_edge.errors import CallerError, EdgeError, UpstreamError
 from broker_edge.flow.flights import Flights
 from broker_edge.flow.refill import Kitchen, Refill
 from broker_edge.flow.tiers import Nothing
@@ -58,6 +59,8 @@ class Broker:
         """The request with its key; raises CallerError. The spec's time-out bounds all that follows, counted from here."""
         plan = make_plan(request.source, request.params, request.env, project=trail.project, generation=request.generation)
         trail.key = plan.key
+        if plan.source.price is not None:
+            trail.price = plan.source.price
         return Order(Refill(self._kitchen, plan, request.wants), asyncio.get_running_loop().time() + plan.source.timeout)
 
     def at_hand(self, order: Order, trail: Trail) -> Fetched | None:
@@ -75,40 +78,54 @@ class Broker:
         return True
 
     def served(self, order: Order, found: Entry | Nothing) -> Fetched | None:
-        """What a tier holds, where the request takes it as it is."""
-        verdict = order.refill.judge(found)
-        return Fetched(verdict.entry, order.refill.plan.key, "CACHE") if isinstance(verdict, Fresh) else None
+        """What a tier holds, where the request takes it as it is; raises RememberedStatus."""
+        return order.refill.fresh(order.refill.judge(found))
 
     async def bring(self, order: Order, trail: Trail, found: Entry | Nothing | None = None) -> Fetched:
         """The answer, or EdgeError; `found`: the hot tier's word where it has been asked."""
         refill, deadline = order.refill, order.deadline
-        plan, wants = refill.plan, refill.wants
-        self._kitchen.calls.expect(plan.source.timeout)
-        if not plan.source.caching.reusable:
+        self._kitchen.calls.expect(refill.plan.source.timeout)
+        if not refill.plan.source.caching.reusable:
             return await self._fetch_alone(refill, deadline, trail)
-        if wants.mode == "refresh":
+        if refill.wants.mode == "refresh":
             return await self._refresh(refill, deadline, trail)
 
         verdict = await self._look_up(refill, deadline, trail, found)
-        if isinstance(verdict, Fresh):
-            return Fetched(verdict.entry, plan.key, "CACHE")
-        if isinstance(verdict, StaleUsable):
+        fetched = refill.accept(verdict)
+        if fetched is None:
+            if refill.wants.mode == "cache_only":
+                raise CallerError("NOT_CACHED", "the cache holds no answer that this request accepts")
+            trail.why = _why(verdict)
+            fetched = await self._flown(refill, deadline, trail)
+        if fetched.stale and not fetched.forwarded:
             trail.why = "stale"
-            if wants.mode == "live":
-                self._flights.start(plan.key, plan.env, deadline, trail, refill)
-            return Fetched(verdict.entry, plan.key, "CACHE", stale=True)
-        if wants.mode == "cache_only":
-            raise CallerError("NOT_CACHED", "the cache holds no answer that this request accepts")
+            self._refill_behind(refill, deadline, trail)
+        return fetched
 
-        trail.why = _why(verdict)
-        fetched = await self._flights.join(plan.key, plan.env, deadline, trail, refill)
+    async def _flown(self, refill: Refill, deadline: float, trail: Trail) -> Fetched:
+        """What the flight of the key brings, or a stale answer where it fails and the source prefers that (RFC 5861)."""
+        plan, wants = refill.plan, refill.wants
+        try:
+            fetched = await self._flights.join(plan.key, plan.env, deadline, trail, refill)
+            if fetched.origin == "CACHE" and not fetched.revalidated:
+                # The flight recalled what will do for its leader, who may accept older answers than this request does.
+                strict = Refill(self._kitchen, plan, msgspec.structs.replace(wants, mode="refresh"))
+                fetched = refill.accept(refill.judge(fetched.entry)) or await self._refresh(strict, deadline, trail)
+        except EdgeError as error:
+            instead = await refill.instead_of(error, trail)
+            if instead is None:
+                raise
+            fetched = instead
         if fetched.replaced_stale and trail.why == "uri-miss":
             trail.why = "stale"
-        if fetched.origin == "CACHE" and not isinstance(refill.judge(fetched.entry), Fresh):
-            # The flight recalled what was good enough for its leader, who accepts older answers than this request does.
-            strict = Refill(self._kitchen, plan, msgspec.structs.replace(wants, mode="refresh"))
-            return await self._refresh(strict, deadline, trail)
         return fetched
+
+    def _refill_behind(self, refill: Refill, deadline: float, trail: Trail) -> None:
+        """One refill behind a stale reply, unless the last one has just failed."""
+        plan = refill.plan
+        if refill.wants.mode == "live" and self._kitchen.backoff.lets(plan.key):
+            behind = Refill(self._kitchen, plan, refill.wants, behind=True)
+            self._flights.start(plan.key, plan.env, deadline, trail, behind)
 
     async def _look_up(self, refill: Refill, deadline: float, trail: Trail, found: Entry | Nothing | None) -> Verdict:
         """The hot tier's word; the durable tier is asked here only for what a flight would not look for."""
@@ -118,7 +135,7 @@ class Broker:
         try:
             async with asyncio.timeout_at(deadline):
                 verdict = refill.judge(await refill.hot(trail) if found is None else found)
-                if beyond_a_flight and not isinstance(verdict, Fresh | StaleUsable):
+                if beyond_a_flight and not isinstance(verdict, Fresh | StaleUsable | Negative):
                     return refill.judge(await refill.durable(trail))
         except TimeoutError:
             raise _timed_out() from None

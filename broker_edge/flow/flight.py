@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from broker_edge.core.exchange import Fetched
-from broker_edge.core.trail import FlightTrail
+from broker_edge.core.trail import FlightTrail, Trail
 from broker_edge.errors import EdgeError, UpstreamError
 from broker_edge.flow.timers import Alarm, TimingWheel
 
@@ -24,6 +24,7 @@ class Flight:
 
     __slots__ = (
         "_alarm",
+        "_leader",
         "_seats",
         "_timers",
         "begun",
@@ -50,6 +51,7 @@ class Flight:
         self.renewal: asyncio.Task[None] | None = None
         self.task: asyncio.Task[None]
         self._seats: dict[asyncio.Future[Outcome], None] = {}
+        self._leader: tuple[asyncio.Future[Outcome], Trail] | None = None
         self._timers = timers
         self._alarm: Alarm | None = None
 
@@ -86,16 +88,27 @@ class Flight:
             self._timers.off(self._alarm)
             self._alarm = None
 
-    async def ride(self, deadline: float) -> Outcome:
-        """What the flight brings, or TIMEOUT at `deadline`."""
+    async def ride(self, deadline: float, leader: Trail | None = None) -> Outcome:
+        """What the flight brings, or TIMEOUT at `deadline`. `leader`: the passenger's trail, if the flight is for its sake."""
         seat: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._seats[seat] = None
+        if leader is not None:
+            self._leader = seat, leader
         alarm = self._timers.at(deadline, partial(_give_up, seat))
         try:
             return await seat
         finally:
             self._timers.off(alarm)
             del self._seats[seat]
+
+    def leader(self) -> Trail | None:
+        """The trail of the leader who still waits, and so will write a row of what it hears; None where nobody leads any more.
+
+        Whoever gives up, or is cancelled, has left the seat in that same moment, be it before the task that sat there goes on.
+        """
+        if self._leader is None or self._leader[0].done():
+            return None
+        return self._leader[1]
 
     def land(self, outcome: Outcome) -> None:
         for seat in self._seats:

@@ -20,7 +20,7 @@ import msgspec
 from broker_edge.core.breaker import Breaker
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, Trail
-from broker_edge.errors import CODES, EdgeError, TierBroken, UpstreamError
+from broker_edge.errors import CODES, EdgeError, RememberedStatus, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.flight import Flight, Outcome, timed_out
 from broker_edge.flow.guarded import guarded
@@ -37,7 +37,10 @@ _ANYBODYS_STATUS = frozenset({502, 503, 504})
 
 
 class Work(Protocol[B]):
-    """The work of a flight: `recall` answers what the tiers hold by now, `buy` calls the upstream, `keep` stores the answer."""
+    """The work of a flight: `recall` answers what the tiers hold by now, `buy` calls the upstream, `keep` stores the answer.
+
+    `landed` hears the outcome, before anybody else does.
+    """
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None: ...
 
@@ -47,9 +50,14 @@ class Work(Protocol[B]):
 
     async def keep(self, bought: B, trail: FlightTrail) -> Fetched: ...
 
+    def landed(self, outcome: Outcome) -> None: ...
+
 
 class Flights:
-    """`lease` and `wait` in seconds; `on_end` gets the trail of every flight."""
+    """`lease` and `wait` in seconds; `on_end` gets the trail of every flight.
+
+    `on_charge` gets before that the trail of one that spent something for which no request's row can account.
+    """
 
     def __init__(
         self,
@@ -60,6 +68,7 @@ class Flights:
         wait: float,
         new_token: Callable[[], str],
         on_end: Callable[[FlightTrail], None],
+        on_charge: Callable[[FlightTrail], None],
         on_failure: Callable[[str, BaseException, str | None], None],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -69,6 +78,7 @@ class Flights:
         self._wait = wait
         self._new_token = new_token
         self._on_end = on_end
+        self._on_charge = on_charge
         self._on_failure = on_failure
         self._now = now
         self._breaker = Breaker()
@@ -106,7 +116,7 @@ class Flights:
         flight = self._running.get(key)
         if flight is not None and flight.admit(deadline):
             return flight, False
-        record = FlightTrail(trail.branch(), self._now(), trail.new_id)
+        record = FlightTrail(trail.branch(), self._now(), trail.new_id, trail)
         flight = self._running[key] = Flight(key, identity, record, deadline, self._background.timers)
         flight.task = self._background.spawn("flight", self._fly(flight, work))
         return flight, True
@@ -114,7 +124,7 @@ class Flights:
     async def _result(self, flight: Flight, led: bool, deadline: float, trail: Trail) -> Outcome:
         started_at, result = self._now(), "timeout"
         try:
-            outcome = await flight.ride(deadline)
+            outcome = await flight.ride(deadline, trail if led else None)
             result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
             return outcome
         finally:
@@ -128,20 +138,35 @@ class Flights:
         """
         try:
             outcome = await self._outcome(flight, work)
+            work.landed(outcome)
             if isinstance(outcome, EdgeError):
                 await self._settle(flight, _message_of(outcome, bare=not flight.identity))
         except asyncio.CancelledError:
+            self._close(flight, EdgeError("OVERLOADED", "the edge is stopping"))
             flight.crash()
             raise
         finally:
             if self._running.get(flight.key) is flight:
                 del self._running[flight.key]
-        flight.trail.result = outcome.code.lower() if isinstance(outcome, EdgeError) else "ok"
-        flight.trail.ended_at = self._now()
+        self._close(flight, outcome)
         flight.land(outcome)
         self._on_end(flight.trail)
         if not isinstance(outcome, EdgeError):
             await self._settle(flight, _STORED)
+
+    def _close(self, flight: Flight, outcome: Outcome) -> None:
+        """End the trail, and settle who accounts for what was spent: the leader's row, or where nobody leads one of its own.
+
+        Just before the passengers are told, without a pause between: so it is always one of the two, and never both.
+        """
+        record, leader = flight.trail, flight.leader()
+        record.end(outcome, self._now())
+        if not record.calls:
+            return
+        if leader is not None:
+            leader.take_over(record)
+        else:
+            self._on_charge(record)
 
     async def _outcome(self, flight: Flight, work: Work[Any]) -> Outcome:
         """An outcome that many waiters share is a value. Raises only the cancellation that is not its own deadline's."""
@@ -243,7 +268,9 @@ class Flights:
 
 
 def _is_anybodys(error: EdgeError) -> bool:
-    return error.code in _ANYBODYS or error.upstream_status in _ANYBODYS_STATUS
+    return (
+        error.code in _ANYBODYS or error.upstream_status in _ANYBODYS_STATUS or isinstance(error, RememberedStatus)
+    )  # the last: what the hot tier remembers, it tells everyone
 
 
 def _message_of(error: EdgeError, *, bare: bool) -> bytes:

@@ -23,9 +23,11 @@ from broker_edge.core.journal_row import (
     frame_of,
     is_packed_row,
     pack_row,
+    refill_frame,
     unpack_row,
+    upgraded,
 )
-from broker_edge.core.trail import Trail
+from broker_edge.core.trail import FlightTrail, Trail
 from broker_edge.errors import TierBroken
 from broker_edge.ports import DurableTier, Refused, Spool
 
@@ -67,15 +69,23 @@ class Journal:
 
     def record_all(self, trails: Sequence[Trail]) -> None:
         """The rows of closed trails in one write; where it fails none is written."""
-        self._spool.append_all([self._frame(trail) for trail in trails])
-        self.appended += len(trails)
+        self._append([frame_of(trail, self._row_id()) for trail in trails])
+
+    def record_refill(self, flight: FlightTrail) -> None:
+        """The row of a flight whose charge no request's row carries; raises TierBroken."""
+        if flight.opener is not None:
+            self._append([refill_frame(flight, flight.opener, self._row_id())])
+
+    def _append(self, frames: Sequence[bytes]) -> None:
+        self._spool.append_all(frames)
+        self.appended += len(frames)
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
         self._wake.set()
 
-    def _frame(self, trail: Trail) -> bytes:
+    def _row_id(self) -> bytes:
         row_id = self._new_id()
-        return frame_of(trail, row_id if isinstance(row_id, bytes) else row_id.bytes)
+        return row_id if isinstance(row_id, bytes) else row_id.bytes
 
     def keep(self, item: DataObject) -> None:
         """A data object that the database could not take; raises TierBroken."""
@@ -154,7 +164,7 @@ class Journal:
         unknown: list[bytes] = []
         for frame in frames:
             try:
-                known.append(frame if is_packed_row(frame) else self._decoded(frame))
+                known.append(frame if is_packed_row(frame) else upgraded(frame) or self._decoded(frame))
             except (ValueError, TypeError):
                 unknown.append(frame)
         return known, unknown

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 from uuid import UUID
 
-from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness
-from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, judge
+import msgspec
+
+from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness, Reply
+from broker_edge.core.freshness import Admission, Fresh, Negative, StaleUsable, Verdict
+from broker_edge.core.freshness import admit, excused, judge, outlasts, stands_in
 from broker_edge.core.plan import Plan
 from broker_edge.core.trail import FlightTrail, Record
-from broker_edge.errors import UpstreamError
+from broker_edge.core.validators import conditions_of, confirms, etag_of, last_modified_of
+from broker_edge.errors import EdgeError, RememberedStatus, UpstreamError
 from broker_edge.flow.background import Background
+from broker_edge.flow.backoff import Backoff
 from broker_edge.flow.calling import Calls
-from broker_edge.flow.tiers import Nothing, Tiers, shaped
+from broker_edge.flow.tiers import Kept, Nothing, Tiers, shaped
+
+_LAST_LOOK = 0.25  # seconds that a failed request looks for a stale answer where it has not met one
 
 
 class Kitchen:
@@ -29,83 +37,204 @@ class Kitchen:
         *,
         new_object_id: Callable[[], UUID],
         check_spool: Callable[[], None],
+        backoff: Backoff | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.tiers = tiers
         self.calls = calls
         self.background = background
+        self.backoff = backoff or Backoff()
         self.new_object_id = new_object_id
         self.check_spool = check_spool
         self.now = now
 
 
 class Bought(NamedTuple):
-    """An answer that is paid for."""
+    """An answer that is paid for. `renewed`: the shaped value of a kept object that the upstream confirmed (304)."""
 
     item: DataObject
     started_at: float
+    renewed: bytes | memoryview | None = None
 
 
 class Refill:
-    """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself."""
+    """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself.
 
-    def __init__(self, kitchen: Kitchen, plan: Plan, wants: Freshness) -> None:
+    `behind` a reply that is stale itself, nothing but what is fresh will do.
+    """
+
+    def __init__(self, kitchen: Kitchen, plan: Plan, wants: Freshness, *, behind: bool = False) -> None:
         self._kitchen = kitchen
         self.plan = plan
         self.wants = wants
-        self._met_stale = False
+        self._accept = self.fresh if behind else self.accept
+        self._met: Entry | None = None  # too old to be fresh, and good enough perhaps to stand in
+        self._kept: Kept | None = None
         self._not_before = kitchen.now() if wants.mode == "refresh" else None
 
     def judge(self, found: Entry | Nothing) -> Verdict:
         """What the request says to what a tier answered; a broken tier has nothing to judge, like an empty one."""
         entry = found if isinstance(found, Entry) else None
-        ttl = self.plan.source.caching.ttl
-        return judge(entry, self._kitchen.now(), ttl=ttl, wants=self.wants, not_before=self._not_before)
+        caching = self.plan.source.caching
+        verdict = judge(
+            entry,
+            self._kitchen.now(),
+            ttl=caching.ttl,
+            wants=self.wants,
+            not_before=self._not_before,
+            while_revalidate=caching.stale_while_revalidate,
+            negative_ttl=caching.negative_ttl,
+        )
+        if not isinstance(verdict, Fresh) and entry is not None and entry.status < 400:
+            self._met = entry
+        return verdict
+
+    def fresh(self, verdict: Verdict) -> Fetched | None:
+        """What is answered as it is; raises RememberedStatus."""
+        if isinstance(verdict, Fresh):
+            return Fetched(verdict.entry, self.plan.key, "CACHE")
+        if isinstance(verdict, Negative):
+            listed = verdict.status in self.plan.source.retry.status_forcelist
+            retryable = listed or verdict.status in (429, 503)
+            raise RememberedStatus(verdict.status, retryable=retryable, age=verdict.age, remaining=verdict.remaining)
+        return None
+
+    def accept(self, verdict: Verdict) -> Fetched | None:
+        """What is answered without a call: also what is stale, where that will do or a refill has just failed."""
+        if isinstance(verdict, StaleUsable):
+            return Fetched(verdict.entry, self.plan.key, "CACHE", stale=True)
+        return self.fresh(verdict) or self._held_back()
+
+    def _held_back(self) -> Fetched | None:
+        if self._stands_in() and self._kitchen.backoff.holds(self.plan.key):
+            assert self._met is not None  # noqa: S101 it stands in
+            return Fetched(self._met, self.plan.key, "CACHE", stale=True)
+        return None
+
+    def _stands_in(self) -> bool:
+        caching = self.plan.source.caching
+        if self._met is None or not caching.stale_if_error or self.wants.mode != "live":
+            return False
+        now, grace = self._kitchen.now(), caching.stale_if_error
+        return stands_in(self._met, now, ttl=caching.ttl, if_error=grace, wants=self.wants)
+
+    async def instead_of(self, error: EdgeError, trail: Record) -> Fetched | None:
+        """A stale answer in the place of a failure, where the source's stale_if_error allows it."""
+        caching = self.plan.source.caching
+        if not caching.stale_if_error or self.wants.mode != "live" or not excused(error) or isinstance(error, RememberedStatus):
+            return None
+        if self._met is None and (found := await self._look_again(trail)) is not None:
+            return found
+        if not self._stands_in():
+            return None
+        assert self._met is not None  # noqa: S101 it stands in
+        status = error.upstream_status
+        return Fetched(self._met, self.plan.key, "CACHE", upstream_status=status, stale=True, replaced_stale=True, forwarded=True)
+
+    async def _look_again(self, trail: Record) -> Fetched | None:
+        """Another request led the flight, and met what this one did not; what is fresh by now is the answer at once."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_LOOK):
+                return self._fresh_of(await self.hot(trail)) or (
+                    self._fresh_of(await self.durable(trail)) if self._met is None else None
+                )
+        return None
+
+    def _fresh_of(self, found: Entry | Nothing) -> Fetched | None:
+        verdict = self.judge(found)
+        return self.fresh(verdict) if isinstance(verdict, Fresh) else None
 
     async def hot(self, trail: Record) -> Entry | Nothing:
         return await self._kitchen.tiers.hot(self.plan.key, trail)
 
     async def durable(self, trail: Record) -> Entry | Nothing:
-        return await self._kitchen.tiers.durable(self.plan.key, self.plan.source.caching.ttl, trail)
+        caching = self.plan.source.caching
+        return await self._kitchen.tiers.durable(self.plan.key, caching.ttl, trail, grace=caching.grace)
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
-        """What is fresh by now: `found` (the hot tier's word at the moment the lease was won), else the durable tier's."""
-        return self._accepted(found or Nothing.ABSENT) or self._accepted(await self.durable(trail))
+        """What will do by now: `found` (the hot tier's word at the moment the lease was won), else the durable tier's."""
+        return self._accept(self.judge(found or Nothing.ABSENT)) or await self._recall_kept(found, trail)
+
+    async def _recall_kept(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
+        tiers, caching, key = self._kitchen.tiers, self.plan.source.caching, self.plan.key
+        kept = await tiers.kept(key, trail)
+        if isinstance(kept, Nothing):
+            return None
+        newer = found is None or found.status >= 400 or kept.entry.created_at > found.created_at
+        if newer:
+            await tiers.promote(key, kept.entry, caching.ttl, trail, grace=caching.grace, over=found is not None)
+        self._kept = kept
+        return self._accept(self.judge(kept.entry))
 
     async def reread(self, trail: FlightTrail) -> Fetched | None:
         """What another instance has just stored."""
-        return self._accepted(await self.hot(trail)) or self._accepted(await self.durable(trail))
+        return self._accept(self.judge(await self.hot(trail))) or self._accept(self.judge(await self.durable(trail)))
 
     async def fetch(self, trail: Record, remaining: Callable[[], float]) -> Fetched:
         """Buy and keep, for a caller who may leave at any moment."""
         bought = await self.buy(trail, remaining)
         # In a task of its own: a deadline that strikes now must not throw away an answer that is paid for.
-        kept = await asyncio.shield(self._kitchen.background.spawn("store", self._kept(bought, trail)))
+        kept = await asyncio.shield(self._kitchen.background.spawn("store", self._kept_or_failed(bought, trail)))
         if isinstance(kept, UpstreamError):
             raise kept
         return kept
 
     async def buy(self, trail: Record, remaining: Callable[[], float]) -> Bought:
         """Call the upstream: the only place where money is spent."""
-        kitchen, source = self._kitchen, self.plan.source
+        kitchen = self._kitchen
         kitchen.check_spool()
         started_at = kitchen.now()
-        reply = await kitchen.calls.call(self.plan, remaining, trail)
-        ended_at = kitchen.now()
-        item = DataObject(
-            kitchen.new_object_id(),
+        try:
+            reply = await self._ask(trail, remaining)
+        except UpstreamError as error:
+            await self._remember(error, trail)
+            raise
+        if reply.status == 304 and self._kept is not None:
+            entry, item = self._kept
+            return Bought(msgspec.structs.replace(item, validated_at=kitchen.now()), started_at, entry.value)
+        return Bought(self._item(reply), started_at)
+
+    async def _ask(self, trail: Record, remaining: Callable[[], float]) -> Reply:
+        """The upstream's answer, or 304 where it is what is kept already.
+
+        A refresh asks for the whole answer, like a browser's forced reload: who doubts what is kept can't have it confirmed.
+        """
+        calls, kept = self._kitchen.calls, self._kept
+        if kept is None or self.wants.mode == "refresh":
+            return await calls.call(self.plan, remaining, trail)
+        reply = await calls.call(self.plan, remaining, trail, conditions_of(kept.item, self.plan.source.request))
+        if reply.status == 304 and not confirms(kept.item, reply.headers):
+            return await calls.call(self.plan, remaining, trail)
+        return reply
+
+    def _item(self, reply: Reply) -> DataObject:
+        source, project = self.plan.source, self.plan.project
+        known = {} if reply.redirected else reply.headers  # validators of the URL that was asked
+        return DataObject(
+            self._kitchen.new_object_id(),
             source.data_source_id,
             self.plan.key,
             reply.body,
-            ended_at,
+            self._kitchen.now(),
             reply.headers.get("content-type"),
             source.request.response_type,
             reply.status,
             reusable=admit(reply.status, reusable=source.caching.reusable) is Admission.STORE,
+            project_id=None if project is None else UUID(project),
+            etag=etag_of(known),
+            last_modified=last_modified_of(known),
         )
-        return Bought(item, started_at)
 
-    async def _kept(self, bought: Bought, trail: Record) -> Fetched | UpstreamError:
+    async def _remember(self, error: UpstreamError, trail: Record) -> None:
+        """The source's negative_ttl, but not in the place of an entry that is worth more. Before the lease is given back."""
+        caching, status = self.plan.source.caching, error.upstream_status
+        if error.code != "UPSTREAM_STATUS" or status is None or not caching.reusable:
+            return
+        seconds, met = caching.negative_ttl.get(status, 0.0), self._met
+        if seconds and not (met is not None and outlasts(met, status, self._kitchen.now(), caching)):
+            await self._kitchen.tiers.remember(self.plan.key, status, seconds, trail)
+
+    async def _kept_or_failed(self, bought: Bought, trail: Record) -> Fetched | UpstreamError:
         """`keep` for a task that its caller may have left: an answer that can't be read is the caller's news, and no crash."""
         try:
             return await self.keep(bought, trail)
@@ -114,14 +243,21 @@ class Refill:
 
     async def keep(self, bought: Bought, trail: Record) -> Fetched:
         """Shape and store what is paid for; nothing may cancel it. Raises PARSE_ERROR, and nothing is stored then."""
-        item, started_at = bought
-        entry = Entry(item.object_id, item.created_at, await shaped(item))
-        await self._kitchen.tiers.store(item, entry, self.plan.source.caching.ttl, trail)
-        # An entry leaves the hot tier when its ttl ends, so that only the durable tier knew of one that is stale by now.
-        return Fetched(entry, self.plan.key, "REQUEST", started_at, item.created_at, item.status, replaced_stale=self._met_stale)
+        item, started_at, renewed = bought
+        entry = Entry(item.object_id, item.confirmed_at, await shaped(item) if renewed is None else renewed)
+        caching = self.plan.source.caching
+        await self._kitchen.tiers.store(item, entry, caching.ttl, trail, grace=caching.grace)
+        met = self._met is not None
+        if renewed is None:
+            return Fetched(entry, self.plan.key, "REQUEST", started_at, item.created_at, item.status, replaced_stale=met)
+        times = started_at, item.confirmed_at, 304
+        return Fetched(entry, self.plan.key, "CACHE", *times, replaced_stale=met, forwarded=True, revalidated=True)
 
-    def _accepted(self, found: Entry | Nothing) -> Fetched | None:
-        if isinstance(found, Entry) and isinstance(self.judge(found), Fresh):
-            return Fetched(found, self.plan.key, "CACHE")
-        self._met_stale = self._met_stale or isinstance(found, Entry)
-        return None
+    def landed(self, outcome: Fetched | EdgeError) -> None:
+        """The flight's outcome, whoever called the upstream: a failure beside a stale entry is not tried again at once."""
+        key, backoff = self.plan.key, self._kitchen.backoff
+        if not isinstance(outcome, EdgeError):
+            if not outcome.stale:
+                backoff.succeeded(key)
+        elif self._met is not None and outcome.kind.source != "caller" and not isinstance(outcome, RememberedStatus):
+            backoff.failed(key, outcome.retry_after if isinstance(outcome, UpstreamError) else None)

@@ -10,7 +10,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 from broker_edge.core.breaker import Breaker
 from broker_edge.core.exchange import DataObject, Entry
@@ -30,11 +31,19 @@ from broker_edge.ports import DurableTier, HotTier, NearTier, Refused
 T = TypeVar("T")
 _PATIENCE = 0.006  # seconds that a batch for the database waits for more, at most, where the event loop is short of time
 _OFF_LOOP = 256 * 1024  # bytes from which shaping would hold up the event loop
+_NO_OBJECT = UUID(int=0)
 
 
 class Nothing(Enum):
     ABSENT = "miss"
     BROKEN = "broken"
+
+
+class Kept(NamedTuple):
+    """What the durable tier holds under a key: the entry that it makes, and the object itself."""
+
+    entry: Entry
+    item: DataObject
 
 
 class Tiers:
@@ -114,25 +123,43 @@ class Tiers:
         record.note("lookup", started_at, self._now(), "hot", _result(found))
         return found
 
-    async def durable(self, key: str, ttl: float | None, record: Record) -> Entry | Nothing:
+    async def durable(self, key: str, ttl: float | None, record: Record, *, grace: float = 0.0) -> Entry | Nothing:
         """The newest reusable object under `key`, shaped; the hot tier gets it back for the time that is left."""
+        kept = await self.kept(key, record)
+        if isinstance(kept, Nothing):
+            return kept
+        await self.promote(key, kept.entry, ttl, record, grace=grace)
+        return kept.entry
+
+    async def kept(self, key: str, record: Record) -> Kept | Nothing:
+        """As `durable`, with the object, and the hot tier is left as it is."""
         started_at = self._now()
-        found: Entry | Nothing = Nothing.ABSENT
+        found: Kept | Nothing = Nothing.ABSENT
         try:
             item = await guarded(self.durable_breaker, lambda: self._durable_gets.call(key))
             if item is not None:
-                found = Entry(item.object_id, item.created_at, await shaped(item))
+                found = Kept(Entry(item.object_id, item.confirmed_at, await shaped(item)), item)
         except TierBroken:
             found = Nothing.BROKEN
         except EdgeError:
             found = Nothing.ABSENT  # kept by a version that read the format differently: fetch it anew
         record.note("lookup", started_at, self._now(), "durable", _result(found))
-        if isinstance(found, Entry):
-            await self._put_hot(key, found, ttl, record, only_if_absent=True)
         return found
 
-    async def store(self, item: DataObject, entry: Entry, ttl: float | None, record: Record) -> None:
-        """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken."""
+    async def promote(
+        self, key: str, entry: Entry, ttl: float | None, record: Record, *, grace: float = 0.0, over: bool = False
+    ) -> None:
+        """Put what was read from the durable tier into the hot tier, where nothing is, as that may be newer.
+
+        `over` something too: for who holds the lease of the key, and has seen that what is there is past its time.
+        """
+        await self._put_hot(key, entry, ttl, record, grace=grace, only_if_absent=not over)
+
+    async def store(self, item: DataObject, entry: Entry, ttl: float | None, record: Record, *, grace: float = 0.0) -> None:
+        """Durable first, then hot: a reply may name the object as soon as this returns. Raises TierBroken.
+
+        An object that is stored already, and was validated since, is renewed: itself as it was, what points at it younger.
+        """
         started_at, result = self._now(), "ok"
         try:
             await guarded(self.commit_breaker, lambda: self._commits.call(item))
@@ -146,17 +173,29 @@ class Tiers:
         finally:
             record.note("store", started_at, self._now(), "durable", result)
             if item.reusable:  # even where nothing durable takes it: the next caller must not pay again
-                await self._put_hot(item.key, entry, ttl, record)
+                await self._put_hot(item.key, entry, ttl, record, grace=grace)
 
-    async def _put_hot(self, key: str, entry: Entry, ttl: float | None, record: Record, *, only_if_absent: bool = False) -> None:
-        """`only_if_absent`: for what was read from the durable tier, while somebody may have put something newer."""
-        lifetime = hot_lifetime(entry.created_at, ttl, self._now(), self._random())
-        held = len(entry.value) <= self._hot_max_value
-        if only_if_absent and (not held or isinstance(lifetime, Expired)):
+    async def remember(self, key: str, status: int, seconds: float, record: Record) -> None:
+        """An error status in place of an entry: in the hot tier alone, for so long."""
+        negative = Entry(_NO_OBJECT, self._now(), b"", status)
+        await self._set_hot(key, negative, seconds, record)
+
+    async def _put_hot(
+        self, key: str, entry: Entry, ttl: float | None, record: Record, *, grace: float, only_if_absent: bool = False
+    ) -> None:
+        lifetime = hot_lifetime(entry.created_at, ttl, self._now(), self._random(), grace=grace)
+        if len(entry.value) > self._hot_max_value:
+            lifetime = Expired()
+        if only_if_absent and isinstance(lifetime, Expired):
             return
+        await self._set_hot(key, entry, lifetime, record, only_if_absent=only_if_absent)
+
+    async def _set_hot(
+        self, key: str, entry: Entry, lifetime: float | Expired | None, record: Record, *, only_if_absent: bool = False
+    ) -> None:
         started_at, result = self._now(), "ok"
         try:
-            if held and not isinstance(lifetime, Expired):
+            if not isinstance(lifetime, Expired):
                 await guarded(self.hot_breaker, lambda: self._hot.put(key, entry, lifetime, only_if_absent=only_if_absent))
             else:  # what it replaces must not outlive it there
                 result = "dropped"
@@ -200,5 +239,5 @@ async def shaped(item: DataObject) -> bytes:
     return await asyncio.to_thread(shape, item.body, item.response_type, item.content_type)
 
 
-def _result(found: Entry | Nothing) -> str:
+def _result(found: Entry | Kept | Nothing) -> str:
     return found.value if isinstance(found, Nothing) else "hit"

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+
+import msgspec
 
 from broker_edge.core.content_coding import Decoder
 from broker_edge.core.exchange import Outbound, Reply, Target
@@ -21,6 +23,7 @@ from broker_edge.core.source import RetryPolicy
 from broker_edge.core.trail import Record, TraceContext
 from broker_edge.core.urls import origin_of
 from broker_edge.errors import EdgeError, UpstreamError
+from broker_edge.flow.budget import Purse
 from broker_edge.guard.addresses import AddressGuard
 from broker_edge.ports import RawReply, Transport
 
@@ -28,6 +31,7 @@ _MOST_ADDRESSES = 3  # tried one after the other while nothing has been sent
 _GROWTH = 2.0  # seconds
 _LONG_CALLS = 512  # under way and abandoned: beyond, calls get no more time than their own callers need
 _AT_ONCE = 64 * 1024  # bytes of a body that is read in one go where its length is known beforehand
+_SHOWN_BODY = 2**20
 _ERROR_BODY = 64 * 1024  # read of an answer that nobody wants, so that its connection can be used again
 
 
@@ -60,11 +64,24 @@ class Upstream:
         if patience > self._patience:
             self._patience = patience
 
-    async def send(self, request: Outbound, policy: RetryPolicy, remaining: Callable[[], float], record: Record) -> Reply:
-        """A 2xx answer, or the last attempt's EdgeError."""
+    async def send(
+        self,
+        request: Outbound,
+        policy: RetryPolicy,
+        remaining: Callable[[], float],
+        record: Record,
+        purse: Purse | None = None,
+    ) -> Reply:
+        """A 2xx answer, 304 to a conditional request, or the last attempt's EdgeError.
+
+        `purse` pays for each attempt; raises BUDGET_EXHAUSTED where it can't.
+        """
         for attempt in itertools.count():
             try:
-                return await self._attempt(request, policy, attempt, record, remaining)
+                if purse is None:
+                    return await self._attempt(request, policy, attempt, record, remaining)
+                async with purse.paying():
+                    return await self._attempt(request, policy, attempt, record, remaining, purse)
             except UpstreamError as error:
                 if attempt >= policy.max_retries or not may_retry(request.method, error, policy):
                     raise
@@ -75,7 +92,13 @@ class Upstream:
         raise AssertionError("unreachable")
 
     async def _attempt(
-        self, request: Outbound, policy: RetryPolicy, attempt: int, record: Record, remaining: Callable[[], float]
+        self,
+        request: Outbound,
+        policy: RetryPolicy,
+        attempt: int,
+        record: Record,
+        remaining: Callable[[], float],
+        purse: Purse | None = None,
     ) -> Reply:
         started_at, context = self._now(), record.branch()
         result = "abandoned"
@@ -84,7 +107,7 @@ class Upstream:
         self.in_flight += 1
         try:
             send = self._follow if policy.attempt_timeout is None else self._timed
-            reply = answer = await send(_traced(request, context), policy, within)
+            reply = answer = await send(_traced(request, context), policy, within, purse)
             result = "ok"
             return answer
         except EdgeError as error:
@@ -113,21 +136,25 @@ class Upstream:
         many = self.in_flight + len(self._abandoned) >= _LONG_CALLS
         return max(2 * remaining(), 0.0 if many else self._patience) + _GROWTH
 
-    async def _timed(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
+    async def _timed(self, request: Outbound, policy: RetryPolicy, within: float, purse: Purse | None) -> Reply:
         try:
             async with asyncio.timeout(policy.attempt_timeout) as limit:
-                return await self._follow(request, policy, within)
+                return await self._follow(request, policy, within, purse)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise UpstreamError("TIMEOUT", "an attempt took longer than source.retry.attempt_timeout") from None
 
-    async def _follow(self, request: Outbound, policy: RetryPolicy, within: float) -> Reply:
-        for _ in range(MAX_HOPS + 1):
-            reply = await self._call(request, within)
+    async def _follow(self, request: Outbound, policy: RetryPolicy, within: float, purse: Purse | None) -> Reply:
+        for hop in range(MAX_HOPS + 1):
+            reply = await (self._onward(request, within) if hop else self._call(_conditional(request), within, purse))
             if 200 <= reply.status < 300:
+                return msgspec.structs.replace(reply, redirected=True) if hop else reply
+            if reply.status == 304 and request.conditions:
                 return reply
             onward = redirected(request, reply)
+            if onward is None and request.any_status:
+                return reply
             if onward is None:
                 raise self._failed(reply, policy)
             request = onward
@@ -142,9 +169,23 @@ class Upstream:
             upstream_status=reply.status,
         )
 
-    async def _call(self, request: Outbound, within: float) -> Reply:
+    async def _onward(self, request: Outbound, within: float) -> Reply:
+        """A further hop: somebody has had the request already, though whom it leads to may never hear of it."""
+        try:
+            return await self._call(request, within)
+        except UpstreamError as error:
+            error.sent = True
+            raise
+
+    async def _call(self, request: Outbound, within: float, purse: Purse | None = None) -> Reply:
         """One hop: every address is classified before it is dialled, and dialled as classified."""
-        targets = await self._guard.targets(*origin_of(request.url))
+        targets = await self._guard.targets(*origin_of(request.url), request.tls)
+        if purse is None:
+            return await self._dialled(request, targets, within)
+        with purse.sending():
+            return await self._dialled(request, targets, within)
+
+    async def _dialled(self, request: Outbound, targets: Sequence[Target], within: float) -> Reply:
         for target in targets[: _MOST_ADDRESSES - 1]:
             try:
                 return await self._exchange(request, target, within)
@@ -155,7 +196,10 @@ class Upstream:
 
     async def _exchange(self, request: Outbound, target: Target, within: float) -> Reply:
         async with self._transport.open(request, target, within=within) as raw:
-            body = await self._read(raw) if 200 <= raw.status < 300 else await _discard(raw)
+            if 200 <= raw.status < 300:
+                body = await self._read(raw)
+            else:
+                body = await (_shown(raw) if request.any_status else _discard(raw))
             return Reply(raw.status, raw.headers, body, raw.http_version)
 
     async def _read(self, raw: RawReply) -> bytes:
@@ -178,6 +222,17 @@ async def _discard(raw: RawReply) -> bytes:
     return b""
 
 
+async def _shown(raw: RawReply) -> bytes:
+    """The body of an answer that is to be shown whatever its status; none where it can't be read, or is too large for that."""
+    decoder = Decoder(raw.headers.get("content-encoding"), max_encoded=_SHOWN_BODY, max_decoded=_SHOWN_BODY)
+    try:
+        async for chunk in raw.chunks():
+            decoder.feed(chunk)
+        return decoder.finish()
+    except UpstreamError:
+        return b""
+
+
 def _traced(request: Outbound, context: TraceContext) -> Outbound:
     """The trace goes on upstream (W3C Trace Context), unless the spec sets the header itself."""
     for name, _ in request.headers:
@@ -186,7 +241,14 @@ def _traced(request: Outbound, context: TraceContext) -> Outbound:
     headers = (*request.headers, ("traceparent", context.traceparent))
     if context.state:
         headers = (*headers, ("tracestate", context.state))
-    return Outbound(request.method, request.url, headers, request.body)
+    return msgspec.structs.replace(request, headers=headers)
+
+
+def _conditional(request: Outbound) -> Outbound:
+    """The first hop's request. Where it redirects to, other validators hold (RFC 9110 section 15.4)."""
+    if not request.conditions:
+        return request
+    return msgspec.structs.replace(request, headers=(*request.headers, *request.conditions))
 
 
 def _attributes(request: Outbound, attempt: int, reply: Reply | int | None) -> dict[str, object]:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 import orjson
 import structlog
@@ -62,15 +62,16 @@ class _ByTick:
 _now = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
-def configure(level: str) -> structlog.typing.FilteringBoundLogger:
-    """Set logging up for this process; answers the product's logger."""
+def configure(level: str, to: TextIO | None = None) -> structlog.typing.FilteringBoundLogger:
+    """Set logging up for this process, to standard output unless told otherwise; answers the product's logger."""
+    out = to or sys.stdout
     structlog.configure(
         processors=[structlog.processors.add_log_level, _now, structlog.processors.JSONRenderer(_dumps)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _ByTick(sys.stdout.buffer))),
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _ByTick(out.buffer))),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(out)
     handler.setFormatter(_Lines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -145,6 +146,9 @@ class Log:
 
     def event(self, event: str, **fields: Any) -> None:
         self._logger.info(event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._logger.warning(event, **fields)
 
 
 def _place(error: BaseException) -> str | None:

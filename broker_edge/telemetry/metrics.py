@@ -19,7 +19,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from broker_edge.core.trail import Fact, FlightTrail, Trail
+from broker_edge.core.trail import Fact, FlightTrail, Record, Trail
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that nothing here reads
 
@@ -31,7 +31,10 @@ COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "broker_edge_tier_lookups_total": (("tier", "result"), "Look-ups in a cache tier"),
     "broker_edge_tier_errors_total": (("tier",), "Look-ups and stores that a tier could not answer"),
     "broker_edge_flights_total": (("role",), "Parts played in single flights, here and in the fleet"),
+    "broker_edge_refills_held_back_total": ((), "Refills not begun, because the last one of their key had just failed"),
     "broker_edge_upstream_attempts_total": (("outcome",), "Calls to upstreams, every retry counted"),
+    "broker_edge_charged_calls_total": (("source",), "Calls that sources with a price or a budget were charged"),
+    "broker_edge_spent_micros_total": (("source", "currency"), "Cost of those calls in millionths; of named sources alone"),
     "broker_edge_stores_total": (("tier", "result"), "Objects put into a tier"),
     "broker_edge_journal_rows_total": (("stage",), "Audit rows: appended to the spool, shipped to the database, rejected by it"),
     "broker_edge_spans_dropped_total": ((), "Spans not exported because the exporter fell behind"),
@@ -47,6 +50,8 @@ GAUGES: dict[str, tuple[tuple[str, ...], str, Mode]] = {
     "broker_edge_journal_spool_bytes": ((), "Bytes in the spool that the database does not have yet", "livesum"),
     "broker_edge_journal_oldest_seconds": ((), "How long the spool has not been empty", "livemax"),
     "broker_edge_near_tier_bytes": ((), "Bytes that entries in the near tier take up", "livesum"),
+    "broker_edge_registry_age_seconds": ((), "Time since data sources were compared with the database", "livemax"),
+    "broker_edge_registry_sources": ((), "Data sources in memory, archived ones left out", "livemax"),
     "broker_edge_dependency_up": (("dependency",), "1 where a dependency answered last, 0 where it did not", "livemin"),
     "broker_edge_build_info": (("version",), "Always 1", "mostrecent"),
 }
@@ -88,6 +93,8 @@ class Metrics:
         """Count one closed trail."""
         self._sums["broker_edge_requests_total", trail.source_name or "inline", trail.outcome] += 1
         self._durations[trail.outcome].add((trail.ended_at or 0) - trail.started_at)
+        if trail.calls:
+            self._charged(trail, trail)
         for fact in trail.facts:
             if fact.kind == "lookup" and fact.result == "hit":
                 self._sums["broker_edge_tier_lookups_total", fact.subject, "hit"] += 1
@@ -101,6 +108,17 @@ class Metrics:
         """Count the facts of one flight's shared work."""
         for fact in trail.facts:
             self._fact(fact)
+
+    def refill(self, trail: FlightTrail) -> None:
+        """Count what a flight spent that no answer's trail accounts for."""
+        if trail.opener is not None:
+            self._charged(trail, trail.opener)
+
+    def _charged(self, spent: Record, request: Trail) -> None:
+        name, price = request.source_name, request.price
+        self._child("broker_edge_charged_calls_total", name or "inline").inc(spent.calls)
+        if name is not None and price is not None:  # else the currency would be a caller's word
+            self._child("broker_edge_spent_micros_total", name, price.currency).inc(spent.cost)
 
     def _fact(self, fact: Fact) -> None:
         if fact.kind == "lookup":

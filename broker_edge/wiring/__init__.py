@@ -14,15 +14,20 @@ from broker_edge.api.fetch import Sink
 from broker_edge.api.ops import Prober
 from broker_edge.backends.dns import SystemResolver
 from broker_edge.backends.near import NearCache
+from broker_edge.backends.sql_analytics import SqlAnalytics
+from broker_edge.backends.sql_archive import SqlArchive
+from broker_edge.backends.sql_budget import SqlBudgets
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
+from broker_edge.backends.sql_sources import SqlSources
 from broker_edge.core.ids import uuid7, uuid7_bytes
 from broker_edge.core.trail import FlightTrail
 from broker_edge.flow.background import Background
 from broker_edge.flow.broker import Broker
-from broker_edge.flow.calling import Calls
+from broker_edge.flow.budget import Purses
 from broker_edge.flow.flights import Flights
 from broker_edge.flow.journal import Journal
 from broker_edge.flow.refill import Kitchen
+from broker_edge.flow.registry import Registry
 from broker_edge.flow.tiers import Tiers
 from broker_edge.ports import Fleet, HotTier
 from broker_edge.settings import Settings, metrics_directory, otel_environment
@@ -30,7 +35,10 @@ from broker_edge.telemetry.logs import Log
 from broker_edge.telemetry.metrics import Metrics
 from broker_edge.telemetry.otel import Tracing
 from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
-from broker_edge.wiring.stores import hot_and_fleet, make_spool, make_tracking, make_transport, make_upstream
+from broker_edge.wiring.keys import make_vault
+from broker_edge.wiring.outbound import make_calls, make_secrets, new_token
+from broker_edge.wiring.retention import make_retention
+from broker_edge.wiring.stores import hot_and_fleet, make_bus, make_link, make_spool, make_tracking, make_transport, make_upstream
 from broker_edge.wiring.watching import probes, watch
 
 __all__ = ["Edge", "NotMigrated", "build", "check_migrated", "new_id"]
@@ -51,10 +59,14 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     log = Log(logger)
     background = Background(log.failure)
     metrics = Metrics(__version__, metrics_directory())
-    hot, fleet = hot_and_fleet(settings)
+    link = make_link(settings)
+    hot, fleet = hot_and_fleet(settings, link)
     tracking = make_tracking(settings, log)
     engine = make_engine(settings.database, settings.db_pool_size)
     durable = SqlDurable(engine)
+    sources = SqlSources(engine, durable.writer)
+    bus = make_bus(settings, engine, link)
+    registry = Registry(sources, bus, new_id=new_id, timeout=settings.db_timeout, on_failure=log.failure)
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
     sinks = (metrics, log, tracing)
@@ -64,10 +76,14 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     upstream = make_upstream(settings, transport, resolver)
     near = tracking.near if tracking else None
     tiers = _tiers(settings, near, hot, durable, journal, background)
-    kitchen = Kitchen(tiers, Calls(upstream), background, new_object_id=new_id, check_spool=spool.check)
+    purses = Purses(SqlBudgets(engine, durable.writer), background, within=settings.db_timeout)
+    vault = make_vault(settings, log)
+    secrets = make_secrets(settings, engine, durable, vault, registry, background, new_id)
+    calls = make_calls(settings, upstream, purses, secrets, registry, vault, hot, fleet, background, log)
+    kitchen = Kitchen(tiers, calls, background, new_object_id=new_id, check_spool=spool.check)
     edge = Edge(
         settings=settings,
-        broker=Broker(kitchen, _flights(settings, fleet, background, log, sinks)),
+        broker=Broker(kitchen, _flights(settings, fleet, background, log, journal, metrics, sinks)),
         journal=journal,
         spool=spool,
         rejected=rejected,
@@ -84,8 +100,14 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         fleet=fleet,
         tracking=tracking,
         sinks=sinks,
+        registry=registry,
+        secrets=secrets,
+        calls=calls,
+        analytics=SqlAnalytics(engine),
+        retention=make_retention(settings, engine, durable.writer, log.event),
+        archive=SqlArchive(engine),
     )
-    watch(edge, upstream)
+    watch(edge, upstream, kitchen.backoff)
     return edge
 
 
@@ -105,7 +127,22 @@ def _tiers(
     )
 
 
-def _flights(settings: Settings, fleet: Fleet, background: Background, log: Log, sinks: Sequence[Sink]) -> Flights:
+def _flights(
+    settings: Settings,
+    fleet: Fleet,
+    background: Background,
+    log: Log,
+    journal: Journal,
+    metrics: Metrics,
+    sinks: Sequence[Sink],
+) -> Flights:
+    def charged(trail: FlightTrail) -> None:
+        try:
+            metrics.refill(trail)
+            journal.record_refill(trail)
+        except Exception as error:  # noqa: BLE001 nor must a spool that is full
+            log.failure("journal", error, f"{trail.context.trace_id:032x}")
+
     def ended(trail: FlightTrail) -> None:
         for sink in sinks:
             try:
@@ -118,7 +155,8 @@ def _flights(settings: Settings, fleet: Fleet, background: Background, log: Log,
         background,
         lease=settings.flight_lease,
         wait=settings.flight_wait,
-        new_token=lambda: f"{random.getrandbits(64):016x}",
+        new_token=new_token,
         on_end=ended,
+        on_charge=charged,
         on_failure=log.failure,
     )

@@ -15,10 +15,17 @@ from broker_edge.backends.migrations import current, head
 from broker_edge.backends.redis_link import RedisFleet
 from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
+from broker_edge.backends.sql_analytics import SqlAnalytics
+from broker_edge.backends.sql_archive import SqlArchive
 from broker_edge.backends.sql_durable import SqlDurable
+from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.broker import Broker
+from broker_edge.flow.calling import Calls
 from broker_edge.flow.journal import Journal
+from broker_edge.flow.registry import Registry
+from broker_edge.flow.retention import Retention
+from broker_edge.flow.secrets import Secrets
 from broker_edge.ports import Fleet, HotTier, Transport
 from broker_edge.settings import SERVER_SHARE, Settings, metrics_directory
 from broker_edge.telemetry.logs import Log
@@ -29,6 +36,7 @@ _ADOPTION = 5.0  # seconds between looks for the spool segments of workers that 
 _DEAF = 2.0  # seconds between tries to listen again while Redis is gone
 _ADDRESSES = 2.0  # seconds between looks at the addresses whose time is nearly over
 _PROBE = 5.0  # seconds between looks at the dependencies when nobody asks
+_RETENTION = 60.0  # seconds until housekeeping that met a broken database is tried again
 _REFRESH = 2.0  # seconds between updates of the gauges that other workers' scrapes show
 
 
@@ -58,12 +66,23 @@ class Edge:
     fleet: Fleet
     tracking: RedisTracking | None
     sinks: Sequence[Sink]
+    registry: Registry
+    secrets: Secrets
+    calls: Calls
+    analytics: SqlAnalytics
+    retention: Retention
+    archive: SqlArchive
 
     async def start(self) -> None:
         """Check the database's revision, then start the loops; raises NotMigrated."""
         await check_migrated(self.engine)
+        await self._load_sources()
+        self.background.supervise("registry", self.registry.watch)
+        self.background.supervise("bus", self.registry.follow, _DEAF)
+        self.background.supervise("secrets", self.secrets.count_forever)
         self.background.supervise("journal", self.journal.ship_forever)
         self.background.supervise("adoption", self._adopt)
+        self.background.supervise("retention", self.retention.keep, _RETENTION)
         self.background.supervise("probes", self._probe)
         self.background.supervise("addresses", self.resolver.refresh, _ADDRESSES)
         if self.spool.torn_bytes:
@@ -80,6 +99,7 @@ class Edge:
         left = self.settings.shutdown_timeout * (1 - SERVER_SHARE)
         late = await self.background.drain(left / 2)
         await self.background.stop()
+        await self.secrets.flush()
         await self.journal.flush(left / 2)
         self.spool.close()
         self.rejected.close()
@@ -93,6 +113,12 @@ class Edge:
         await asyncio.to_thread(self.tracing.close, left / 2)
         empty = self.spool.backlog_frames == 0  # at the very end: what outlived its cancellation may have written since the flush
         self.log.event("stopped", unfinished=late, journal="empty" if empty else "waits for the next start")
+
+    async def _load_sources(self) -> None:
+        try:
+            await self.registry.refresh()
+        except TierBroken as error:  # fetches by spec need no registry, and it will be loaded once the database answers
+            self.log.failure("registry", error)
 
     async def _adopt(self) -> None:
         await asyncio.sleep(_ADOPTION)

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import random
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from broker_edge.backends.bus_local import LocalBus
+from broker_edge.backends.bus_postgres import PostgresBus
+from broker_edge.backends.bus_redis import RedisBus
 from broker_edge.backends.dns import SystemResolver
 from broker_edge.backends.http_httpx import HttpxTransport
 from broker_edge.backends.http_pyreqwest import PyreqwestTransport
 from broker_edge.backends.memory import LoneFleet, MemoryHot
 from broker_edge.backends.near import NearCache
-from broker_edge.backends.redis_link import RedisFleet, RedisHot, connect
+from broker_edge.backends.redis_connect import Link, connect
+from broker_edge.backends.redis_link import RedisFleet, RedisHot
 from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
 from broker_edge.flow.upstream import Upstream
 from broker_edge.guard.addresses import AddressGuard
-from broker_edge.ports import Fleet, HotTier, Transport
+from broker_edge.ports import Bus, Fleet, HotTier, Transport
 from broker_edge.settings import Settings
 from broker_edge.telemetry.logs import Log
 
 
-def hot_and_fleet(settings: Settings) -> tuple[HotTier, Fleet]:
-    if settings.redis_url is None:
+def make_link(settings: Settings) -> Link | None:
+    return connect(settings.redis_url.get_secret_value(), settings.redis_timeout) if settings.redis_url else None
+
+
+def hot_and_fleet(settings: Settings, link: Link | None) -> tuple[HotTier, Fleet]:
+    if link is None:
         memory = MemoryHot(settings.memory_tier_bytes)
         return memory, LoneFleet(memory)
-    link = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
     return RedisHot(link), RedisFleet(link)
+
+
+def make_bus(settings: Settings, engine: AsyncEngine, link: Link | None) -> Bus:
+    """What tells other processes of changes to the registry: the database if it can, else Redis, else nobody hears but we."""
+    if not settings.embedded:
+        return PostgresBus(engine, settings.db_timeout)
+    return LocalBus() if link is None else RedisBus(link, settings.redis_timeout)
 
 
 def make_tracking(settings: Settings, log: Log) -> RedisTracking | None:

@@ -17,6 +17,7 @@ SCHEMA = "data_broker"
 UUID = sa.Uuid().with_variant(sa.String(36), "sqlite")
 TIME = sa.DateTime(timezone=True)
 JSON = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+AS_GIVEN = sa.JSON(none_as_null=True)
 TEXTS = sa.JSON().with_variant(sa.ARRAY(sa.String), "postgresql")
 MONEY = (("calls", sa.Integer), ("cost_micros", sa.BigInteger), ("saved_micros", sa.BigInteger), ("currency", sa.String))
 
@@ -37,17 +38,17 @@ def upgrade() -> None:
         sa.Column("project_id", UUID),
         sa.Column("name", sa.String, nullable=False),
         sa.Column("description", sa.String),
-        sa.Column("source", JSON, nullable=False),
+        sa.Column("source", AS_GIVEN, nullable=False),
         sa.Column("caching_enabled", sa.Boolean, nullable=False),
         sa.Column("caching_ttl", sa.BigInteger),
-        sa.Column("config_metadata", JSON),
+        sa.Column("config_metadata", AS_GIVEN),
         sa.Column("runtime_params", TEXTS, nullable=False),
         sa.Column("variables", TEXTS, nullable=False),
         sa.Column("status", sa.String, nullable=False, server_default="DRAFT"),
         sa.Column("created_at", TIME, nullable=False, server_default=sa.func.now()),
         sa.Column("last_updated_at", TIME, nullable=False, server_default=sa.func.now()),
-        sa.Column("caching", JSON, nullable=False),
-        sa.Column("terms", JSON, nullable=False),
+        sa.Column("caching", AS_GIVEN, nullable=False),
+        sa.Column("terms", AS_GIVEN, nullable=False),
         sa.Column("generation", sa.BigInteger, nullable=False, server_default="1"),
         sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"),
         sa.PrimaryKeyConstraint("data_source_id", name="pk_data_source"),

@@ -21,6 +21,7 @@ _DROP = object()
 _SOURCE = "data_source_spec.source"
 _DEEP = "[" * 100_000 + "]" * 100_000
 _DIGITS = "9" * 400
+_BEARER = {"method": "bearer", "grant_type": "client_credentials", "token_url": "https://bureau.test/token"}
 _MEMBERS = {"data_object_id", "origin", "key", "value", "start_time", "end_time", "duration", "error"}
 Change = Callable[[dict[str, Any]], "dict[str, Any] | bytes"]
 
@@ -140,9 +141,8 @@ REQUEST = [
     *in_request("mode", "LIVE", "", 1, [], "offline"),
     *in_request("max_age", -1, -0.001, "1", True, raw("1e400"), raw(_DIGITS), [1]),
     *in_request("max_stale", -1, "1", False, raw("-1e400"), raw(f"-{_DIGITS}"), {}),
-    *in_request(
-        "credential_refs", {"key": {"data_source_id": "550e8400-e29b-41d4-a716-446655440000", "var_name": "key"}}, [], "a"
-    ),
+    *in_request("credential_refs", [], "a", {"key": "a"}, {"key": {"var_name": "key"}}, {"key": {"data_source_id": "7"}}),
+    *in_request("project_id", "", "7", 7, {}),
     *in_request("data_source_spec", _DROP),
 ]
 SPEC = [
@@ -183,7 +183,27 @@ SOURCE = [
             *(("attempt_timeout", value) for value in (0, -1, 301, "1")),
         ]
     ),
-    *in_source("auth", {"method": "basic"}, {}, "basic"),
+    *in_source("auth", {}, "basic", [], {"method": None}, {"method": "digest"}, {"method": "BASIC"}, {"method": 1}),
+    *in_source("auth", {"method": "basic"}, _BEARER, code="MISSING_VARIABLE", named="auth"),
+    *in_source("auth", *({**_BEARER, "grant_type": value} for value in (None, "", "implicit", "authorization_code", 1))),
+    *in_source("auth", *({**_BEARER, "token_url": value} for value in (None, "", "/token", "ftp://a/b", 1, "https://{{ a }}/b"))),
+    *in_source("auth", *({**_BEARER, "client_auth": value} for value in ("jwt", 1))),
+    *in_source("auth", *({"method": "api_key", "name": value} for value in (None, "", "a b", "a\r\nb", 1))),
+    *in_source("auth", {"method": "api_key", "name": "x", "in": "cookie"}, {"method": "mtls", "ca_bundle": "not PEM"}),
+    *in_source("idempotency_key_header", "", "a b", "Host", "Content-Length", 1, "a\nb"),
+]
+MONEY = [
+    *in_spec("cost_per_call", "", "much", -1, "-0.1", "0.1234567", 1e-7, raw("1e400"), "NaN", "Infinity", 1e12, True, [], {}),
+    *in_spec("cost_per_call", {"amount": "x"}, {"amount": 1, "currency": "euro"}, {"amount": 1, "currency": 1}, {"amount": None}),
+    *in_spec("billable", "yes", 1, []),
+    *in_spec(
+        "budget", 5, {"amount": 5}, {}, {"calls": -1}, {"calls": 1.5}, {"calls": "9"}, {"calls": 1, "per": "week"}, [], True
+    ),
+    *in_spec("caching.stale_while_revalidate", -1, "1", True, raw("1e400"), raw(_DIGITS)),
+    *in_spec("caching.stale_if_error", -1, "1", True, raw("1e400")),
+    *in_spec(
+        "caching.negative_ttl", [], 60, {"200": 60}, {"404": -1}, {"404": "60"}, {"4xx": 1}, {"": 1}, {"600": 1}, {"404": None}
+    ),
 ]
 _REJECTED = [
     "{% for a in b %}x{% endfor %}",
@@ -240,7 +260,7 @@ VALUES = [
         for value in values
     ),
 ]
-CASES = [*WHOLE, *REQUEST, *SPEC, *SOURCE, *TEMPLATES, *VALUES]
+CASES = [*WHOLE, *REQUEST, *SPEC, *SOURCE, *MONEY, *TEMPLATES, *VALUES]
 
 
 async def refusal(stand: Stand, body: bytes) -> tuple[Answer, list[Any]]:

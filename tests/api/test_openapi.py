@@ -9,14 +9,14 @@ import msgspec
 import pytest
 
 from broker_edge.api import schemas
-from broker_edge.api.fetch import Body
+from broker_edge.api.intake import Body, CredentialRef, NamedBody
 from broker_edge.core import spec as wire
 from broker_edge.core.source import METHODS, RESPONSE_TYPES
 from broker_edge.errors import CODES
 from tests.edges import Bureau, InProcess, in_process, request, settings, spec
 
-# Read, so that they are refused by name, and not offered.
-_UNSUPPORTED = {"auth", "credential_refs"}
+# What a fetch never answers.
+_ELSEWHERE = {"UNAUTHENTICATED", "METHOD_NOT_ALLOWED", "DATA_SOURCE_ALREADY_EXISTS"}
 
 
 @pytest.fixture
@@ -34,13 +34,14 @@ def _fetch(page: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_every_path_is_there(page: dict[str, Any]) -> None:
-    assert set(page["paths"]) == {"/v1/fetch-data", "/healthz", "/readyz", "/health", "/metrics"}
+    paths = {path for path in page["paths"] if not path.startswith("/data-sources")}
+    assert paths == {"/v1/fetch-data", "/internal/data-broker", "/healthz", "/readyz", "/health", "/metrics"}
 
 
 async def test_failures_are_documented_as_the_problems_that_they_are(page: dict[str, Any]) -> None:
     responses = dict(_fetch(page)["responses"])
     assert list(responses.pop("200")["content"]) == ["application/json"]
-    given = {str(kind.status) for code, kind in CODES.items() if code not in ("UNAUTHENTICATED", "METHOD_NOT_ALLOWED")}
+    given = {str(kind.status) for code, kind in CODES.items() if code not in _ELSEWHERE}
     assert set(responses) == given
     for response in responses.values():
         assert response["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -65,12 +66,17 @@ async def test_no_reference_leads_nowhere(page: dict[str, Any]) -> None:
         (schemas.HttpSource, wire.Source),
         (schemas.Retry, wire.Retry),
         (schemas.Caching, wire.Caching),
+        (schemas.Auth, wire.Auth),
+        (schemas.Amount, wire.Amount),
+        (schemas.Budget, wire.Budget),
+        (schemas.CredentialRef, CredentialRef),
+        (schemas.DataBrokerRequest, NamedBody),
     ],
     ids=lambda kind: kind.__name__,
 )
 def test_the_models_have_the_members_that_the_front_reads(model: type[Any], struct: type[msgspec.Struct]) -> None:
     fields = msgspec.structs.fields(struct)
-    assert set(model.model_fields) == {field.name for field in fields} - _UNSUPPORTED
+    assert set(model.model_fields) == {field.name for field in fields}
     required = {field.name for field in fields if field.required}
     assert {name for name, field in model.model_fields.items() if field.is_required()} == required
 

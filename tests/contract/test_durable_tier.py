@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from broker_edge.backends.sql_direct import Connection, _statement
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.tables import data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import PackedRows, RequestRow, pack_row
+from broker_edge.core.journal_row import ObjectFrame, PackedRows, RequestRow, pack_row
 from broker_edge.errors import TierBroken
 from broker_edge.ports import Refused
 from broker_edge.settings import load
@@ -61,6 +62,10 @@ def row(**members: Any) -> RequestRow:
         "outcome": "fetched",
         "status_code": 200,
         "trace_id": f"{random.getrandbits(128):032x}",
+        "calls": 2,
+        "cost_micros": 2**40,
+        "saved_micros": 2**41,
+        "currency": "BRL",
     }
     return RequestRow(**{**values, **members})
 
@@ -68,7 +73,8 @@ def row(**members: Any) -> RequestRow:
 def bare_row() -> RequestRow:
     """A request that was refused before anything was known of it."""
     names = ("run_id", "data_object_id", "data_source_id", "data_origin", "start_time", "end_time", "error", "project_id", "key")
-    return row(**dict.fromkeys(names), outcome="invalid_request", status_code=400)
+    money = ("calls", "cost_micros", "saved_micros", "currency")
+    return row(**dict.fromkeys((*names, *money)), outcome="invalid_request", status_code=400)
 
 
 def url_of(kind: str, request: pytest.FixtureRequest, directory: Path) -> str:
@@ -162,6 +168,55 @@ async def test_an_object_is_immutable(tier: SqlDurable) -> None:
     found = (await tier.lookup([one.key]))[0]
     assert found is not None
     assert found.body == one.body
+
+
+VALIDATED = {"project_id": uuid.uuid4(), "etag": 'W/"v1"', "last_modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+async def test_an_object_keeps_its_project_and_its_validators(tier: SqlDurable, engine: AsyncEngine, beside: int) -> None:
+    items = [item(**VALIDATED), *(item() for _ in range(beside))]
+    await tier.store(items)
+    assert await tier.lookup([one.key for one in items]) == items
+    async with engine.connect() as connection:
+        columns = data_object.c.project_id, data_object.c.etag, data_object.c.last_modified
+        statement = sa.select(*columns).where(data_object.c.data_object_id == items[0].object_id)
+        assert tuple((await connection.execute(statement)).one()) == tuple(VALIDATED.values())
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+async def test_an_object_that_is_validated_is_renewed_and_stays_what_it_is(
+    tier: SqlDurable, engine: AsyncEngine, beside: int
+) -> None:
+    one, others = item(created_at=1000.5, **VALIDATED), [item() for _ in range(beside)]
+    await tier.store([one])
+    renewed = msgspec.structs.replace(one, validated_at=2000.25)
+    await tier.store([renewed, *others])
+    assert await tier.lookup([one.key, *(other.key for other in others)]) == [renewed, *others]
+    async with engine.connect() as connection:
+        statement = sa.select(data_object.c.created_at).where(data_object.c.key == one.key)
+        [created_at] = (await connection.execute(statement)).scalars()
+        assert created_at.replace(tzinfo=UTC).timestamp() == 1000.5
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+async def test_a_renewed_object_gives_way_to_what_is_newer_than_its_renewal_only(tier: SqlDurable, beside: int) -> None:
+    one = item(created_at=1000)
+    renewed, between = msgspec.structs.replace(one, validated_at=2000.0), item(one.key, created_at=1500)
+    newer = item(one.key, created_at=2000.5)
+    await tier.store([renewed])
+    await tier.store([between, *(item() for _ in range(beside))])
+    assert await tier.lookup([one.key]) == [renewed]
+    await tier.store([newer, msgspec.structs.replace(one, validated_at=2000.25), *(item() for _ in range(beside))])
+    assert await tier.lookup([one.key]) == [newer]
+
+
+async def test_a_renewal_that_arrives_late_by_way_of_the_spool_changes_nothing(tier: SqlDurable) -> None:
+    one = item(created_at=1000)
+    late, renewed = (msgspec.structs.replace(one, validated_at=time) for time in (1500.0, 2000.0))
+    await tier.store([renewed])
+    await tier.append([row()], [ObjectFrame.of(late).restore()])
+    assert await tier.lookup([one.key]) == [renewed]
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -63,6 +63,15 @@ async def test_answers_come_in_the_order_of_the_keys(hot: HotTier) -> None:
     assert await hot.get_many(asked) == [entries[2], None, entries[0], entries[2], entries[3], entries[1]]
 
 
+async def test_a_negative_entry_is_held_like_any_other(hot: HotTier) -> None:
+    name, negative = key(), Entry(uuid.UUID(int=0), 1_700_000_000.5, b"", 404)
+    await hot.put(name, entry(), None)
+    await hot.put(name, negative, 60)
+    assert await hot.get_many([name]) == [negative]
+    await hot.put(name, entry(b"1"), 60, only_if_absent=True)
+    assert await hot.get_many([name]) == [negative]
+
+
 async def test_nothing_asked_is_nothing_answered(hot: HotTier) -> None:
     assert list(await hot.get_many([])) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from uuid import UUID
 
 import msgspec
@@ -19,10 +20,13 @@ from broker_edge.core.journal_row import (
     frame_of,
     is_packed_row,
     pack_row,
+    refill_frame,
     row_of,
     unpack_row,
+    upgraded,
 )
-from broker_edge.core.trail import TraceContext, Trail
+from broker_edge.core.money import Price
+from broker_edge.core.trail import FlightTrail, TraceContext, Trail
 from broker_edge.errors import CallerError, UpstreamError
 
 ROW, RUN, SOURCE, OBJECT, PROJECT = (UUID(int=number) for number in range(1, 6))
@@ -107,7 +111,7 @@ def test_no_row_holds_the_value() -> None:
 def test_a_row_of_an_earlier_version_can_still_be_read() -> None:
     made = trail()
     made.deliver(Fetched(ENTRY, "k" * 32, "CACHE"), 1001.0)
-    fields = list(msgspec.structs.astuple(row_of(made, ROW)))
+    fields = list(msgspec.structs.astuple(row_of(made, ROW)))[:-4]
     spooled = msgspec.msgpack.encode(["row", *fields])
     assert msgspec.msgpack.Decoder[Frame](Frame).decode(spooled) == row_of(made, ROW)
     assert RequestRow.__struct_fields__[:10] == (
@@ -140,6 +144,10 @@ ROWS = st.builds(
     outcome=st.text("abc_\u00e9", max_size=20),
     status_code=st.integers(-(2**31), 2**31 - 1),
     trace_id=st.text("0123456789abcdef", max_size=32),
+    calls=st.none() | st.integers(0, 2**31 - 1),
+    cost_micros=st.none() | st.integers(0, 2**63 - 1),
+    saved_micros=st.none() | st.integers(0, 2**63 - 1),
+    currency=st.sampled_from([None, "BRL", "XXX"]),
 )
 
 
@@ -148,6 +156,18 @@ def test_a_row_is_read_as_it_was_packed(row: RequestRow) -> None:
     frame = pack_row(row)
     assert is_packed_row(frame)
     assert unpack_row(frame) == row
+
+
+@given(ROWS)
+def test_a_row_that_was_packed_before_rows_had_money_in_them_gets_none(row: RequestRow) -> None:
+    bare = msgspec.structs.replace(row, calls=None, cost_micros=None, saved_micros=None, currency=None)
+    frame = pack_row(bare)
+    assert frame[:2] == struct.pack(">h", len(RequestRow.__struct_fields__))
+    earlier = struct.pack(">h", 14) + frame[2:-16]
+    assert not is_packed_row(earlier)
+    assert upgraded(earlier) == frame
+    assert upgraded(frame) is None
+    assert upgraded(msgspec.msgpack.encode(row)) is None
 
 
 @given(ROWS, st.data())
@@ -195,3 +215,132 @@ def test_a_row_that_no_column_can_hold_is_not_packed(members: dict[str, object])
     made.deliver(Fetched(ENTRY, "k" * 32, "CACHE"), 1001.0)
     with pytest.raises(ValueError, match=r"too large|surrogates"):
         pack_row(msgspec.structs.replace(row_of(made, ROW), **members))
+
+
+# Money
+
+BRL = Price(2_500_000, "BRL")
+
+
+def money(row: RequestRow) -> tuple[int | None, int | None, int | None, str | None]:
+    return row.calls, row.cost_micros, row.saved_micros, row.currency
+
+
+def priced(price: Price | None = BRL) -> Trail:
+    made = trail()
+    made.price = price
+    return made
+
+
+def test_a_row_without_a_price_says_nothing_of_money() -> None:
+    made = trail()
+    made.deliver(Fetched(ENTRY, "k" * 32, "REQUEST", 1000.25, 1000.75, 200), 1001.0)
+    assert money(row_of(made, ROW)) == (None, None, None, None)
+
+
+def test_a_bought_answer_has_its_calls_and_cost() -> None:
+    made = priced()
+    made.charge(2_500_000)
+    made.charge(2_500_000)
+    made.deliver(Fetched(ENTRY, "k" * 32, "REQUEST", 1000.25, 1000.75, 200), 1001.0)
+    assert money(row_of(made, ROW)) == (2, 5_000_000, None, "BRL")
+
+
+def test_a_call_that_was_given_back_costs_nothing() -> None:
+    made = priced()
+    made.charge(2_500_000)
+    made.refund(2_500_000)
+    made.fail(UpstreamError("CONNECT_ERROR", "no", sent=False), 1001.0)
+    assert money(row_of(made, ROW)) == (None, None, None, "BRL")
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_an_answer_from_the_cache_saved_a_call(stale: bool) -> None:
+    made = priced()
+    made.deliver(Fetched(ENTRY, "k" * 32, "CACHE", stale=stale), 1001.0)
+    assert money(row_of(made, ROW)) == (None, None, 2_500_000, "BRL")
+
+
+def test_a_collapsed_answer_saved_a_call() -> None:
+    made = priced()
+    made.collapsed = True
+    made.deliver(Fetched(ENTRY, "k" * 32, "REQUEST", 1000.25, 1000.75, 200), 1001.0)
+    row = row_of(made, ROW)
+    assert (row.outcome, *money(row)) == ("collapsed", None, None, 2_500_000, "BRL")
+
+
+def test_a_stale_answer_after_a_call_that_failed_saved_nothing() -> None:
+    made = priced()
+    made.charge(2_500_000)
+    made.deliver(Fetched(ENTRY, "k" * 32, "CACHE", stale=True), 1001.0)
+    assert money(row_of(made, ROW)) == (1, 2_500_000, None, "BRL")
+
+
+@pytest.mark.parametrize("charged", [False, True])
+def test_a_failure_saved_nothing(charged: bool) -> None:
+    made = priced()
+    if charged:
+        made.charge(2_500_000)
+    made.fail(UpstreamError("TIMEOUT", "no"), 1001.0)
+    assert money(row_of(made, ROW)) == ((1, 2_500_000, None, "BRL") if charged else (None, None, None, "BRL"))
+
+
+def test_calls_are_counted_where_only_a_budget_asks_for_them() -> None:
+    made = priced(None)
+    made.charge(0)
+    made.deliver(Fetched(ENTRY, "k" * 32, "REQUEST", 1000.25, 1000.75, 200), 1001.0)
+    assert money(row_of(made, ROW)) == (1, None, None, None)
+
+
+def flight_of(opener: Trail) -> FlightTrail:
+    flight = FlightTrail(opener.context.child(9), 1000.1, lambda: 3, opener)
+    flight.charge(2_500_000)
+    return flight
+
+
+def test_a_refill_of_its_own_has_what_the_request_that_began_it_had() -> None:
+    opener = priced()
+    opener.project = str(PROJECT)
+    opener.deliver(Fetched(ENTRY, "k" * 32, "CACHE", stale=True), 1000.2)
+    flight = flight_of(opener)
+    flight.end(Fetched(ENTRY, "k" * 32, "REQUEST", 1000.25, 1000.75, 200), 1001.0)
+    row = unpack_row(refill_frame(flight, opener, ROW.bytes))
+    assert (row.outcome, row.data_origin, row.status_code, row.error) == ("refill", "REQUEST", 200, None)
+    assert (row.start_time, row.end_time, row.created_at) == (1000.25, 1000.75, 1001.0)
+    assert (row.run_data_request_id, row.run_id, row.data_source_id, row.data_object_id) == (ROW, RUN, SOURCE, OBJECT)
+    assert (row.key, row.trace_id, row.project_id) == ("k" * 32, f"{0xABC:032x}", PROJECT)
+    assert money(row) == (1, 2_500_000, None, "BRL")
+    assert money(row_of(opener, ROW)) == (None, None, 2_500_000, "BRL")
+
+
+def test_a_refill_of_its_own_that_failed_says_how() -> None:
+    opener, error = priced(), UpstreamError("UPSTREAM_STATUS", "it said no", upstream_status=503)
+    flight = flight_of(opener)
+    flight.end(error, 1001.0)
+    row = unpack_row(refill_frame(flight, opener, ROW.bytes))
+    assert (row.outcome, row.data_origin, row.status_code, row.error) == ("refill", None, 502, error.member())
+    assert (row.start_time, row.end_time, row.data_object_id) == (1000.1, 1001.0, None)
+    assert money(row) == (1, 2_500_000, None, "BRL")
+
+
+def test_an_object_s_frame_carries_its_validators_and_its_renewal() -> None:
+    item = DataObject(
+        *(UUID(int=1), UUID(int=2), "key", b"{}", 1.5, None, "JSON", 200),
+        reusable=True,
+        project_id=UUID(int=3),
+        etag='"v1"',
+        last_modified="Wed, 21 Oct 2015 07:28:00 GMT",
+        validated_at=2.5,
+    )
+    decoder = msgspec.msgpack.Decoder(Frame)
+    back = decoder.decode(msgspec.msgpack.encode(ObjectFrame.of(item)))
+    assert isinstance(back, ObjectFrame)
+    assert back.restore() == item
+
+
+def test_a_frame_of_an_object_that_an_earlier_version_spooled_is_still_read() -> None:
+    item = DataObject(UUID(int=1), UUID(int=2), "key", b"{}", 1.5, "text/csv", "CSV", 203, reusable=True)
+    earlier = ["object", item.object_id, item.data_source_id, "key", b"{}", 1.5, "text/csv", "CSV", 203, True]
+    back = msgspec.msgpack.Decoder(Frame).decode(msgspec.msgpack.encode(earlier))
+    assert isinstance(back, ObjectFrame)
+    assert back.restore() == item

@@ -27,6 +27,21 @@ def test_the_value_stands_whole_behind_a_head_of_25_bytes() -> None:
     assert packed[:25] == b"\x01" + OBJECT.bytes + b"\x3f\xf8" + b"\x00" * 6
 
 
+@given(st.uuids(), st.floats(allow_nan=False), st.integers(400, 599))
+def test_a_negative_entry_comes_back_as_it_was(object_id: uuid.UUID, created_at: float, status: int) -> None:
+    entry = Entry(object_id, created_at, b"", status)
+    assert unpack(pack(entry)) == unpack(memoryview(pack(entry))) == entry
+
+
+def test_a_negative_entry_is_nothing_to_those_who_know_none() -> None:
+    assert pack(Entry(OBJECT, 1.5, b"", 404))[0] not in (1, 2)
+
+
+@pytest.mark.parametrize("tail", [b"", b"\x01", b"\x00\xc8", b"\x02\x58", b"\x01\x94value"], ids=repr)
+def test_a_negative_entry_that_says_no_error_s_status_is_no_entry(tail: bytes) -> None:
+    assert unpack(pack(Entry(OBJECT, 1.5, b"", 404))[:25] + tail) is None
+
+
 def test_nothing_is_no_entry() -> None:
     assert unpack(None) is None
 

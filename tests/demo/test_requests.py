@@ -47,10 +47,23 @@ def test_the_second_command_asks_what_the_first_asked_in_another_run() -> None:
 
 
 def test_a_shell_hands_curl_the_json_unchanged() -> None:
-    for command in FETCHES:
+    for command in (one for one in COMMANDS if " -d " in one.curl):
         script = command.curl.replace("curl", "printf '%s\\0'", 1)
         seen = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=10).stdout
         assert seen.decode().split("\0")[:-1] == shlex.split(command.curl)[1:]
+
+
+def test_a_source_is_asked_for_by_its_name_too() -> None:
+    by_name = next(command for command in COMMANDS if "/internal/data-broker" in command.curl)
+    body = body_of(by_name)
+    assert UUID(body.pop("run_id"))
+    assert body == {"data_source_name": "credit_score", "configured_params": {"tax_id": "01234567890"}}
+
+
+def test_the_command_line_asks_for_it_as_well() -> None:
+    shown = [command.curl for command in COMMANDS]
+    assert f"broker-edge fetch credit_score tax_id=01234567890 --url {EDGE}" in shown
+    assert f"broker-edge sources list --url {EDGE}" in shown
 
 
 def test_the_places_to_look_at_are_shown() -> None:

@@ -44,6 +44,7 @@ class Work:
         self.paying, self.keeping = Gate(is_open=paying), Gate(is_open=keeping)
         self.error = error
         self.bought = self.kept = 0
+        self.heard: list[Fetched | EdgeError] = []
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
         return ANSWER if self.kept else None
@@ -62,6 +63,9 @@ class Work:
         await self.keeping.pass_through()
         self.kept += 1
         return ANSWER
+
+    def landed(self, outcome: Fetched | EdgeError) -> None:
+        self.heard.append(outcome)
 
 
 class Fleet:
@@ -100,6 +104,7 @@ class Setup:
         self.fleet = Fleet()
         self.background = Background(lambda *_: None)
         self.trails: list[FlightTrail] = []
+        self.charged: list[FlightTrail] = []
         self.flights = Flights(
             self.fleet,
             self.background,
@@ -107,6 +112,7 @@ class Setup:
             wait=5,
             new_token=lambda: str(random.getrandbits(64)),
             on_end=self.trails.append,
+            on_charge=self.charged.append,
             on_failure=lambda *_: None,
         )
 
@@ -281,3 +287,118 @@ async def test_a_miss_costs_one_task(setup: Setup) -> None:
     assert await setup.join(Work()) is ANSWER
     assert await setup.background.drain(NET) == 0
     assert spawned == ["flight"]
+
+
+# Who accounts for what was spent
+
+
+class Priced(Work):
+    """Work that charges the flight before it waits."""
+
+    async def buy(self, trail: FlightTrail, remaining: Callable[[], float]) -> int:
+        trail.charge(5)
+        return await super().buy(trail, remaining)
+
+
+def accounts(setup: Setup, *trails: Trail) -> tuple[list[int], list[int]]:
+    """Calls on the rows of these requests, and on rows that flights have of their own."""
+    return [trail.calls for trail in trails], [flight.calls for flight in setup.charged]
+
+
+async def test_what_a_flight_spent_is_on_its_leaders_row_alone(setup: Setup) -> None:
+    work, trails = Priced(paying=False), [new_trail() for _ in range(100)]
+    async with asyncio.TaskGroup() as group:
+        for trail in trails:
+            group.create_task(setup.join(work, trail=trail))
+        await within_net(work.paying.reached.wait())
+        work.paying.open()
+    assert accounts(setup, *trails) == ([1] + 99 * [0], [])
+    assert (trails[0].cost, setup.trails[0].calls) == (5, 0)
+
+
+async def test_a_leader_hears_of_a_failure_and_of_its_cost(setup: Setup) -> None:
+    work, trail = Priced(error=UpstreamError("UPSTREAM_STATUS", "no", upstream_status=500)), new_trail()
+    with pytest.raises(UpstreamError):
+        await setup.join(work, trail=trail)
+    assert accounts(setup, trail) == ([1], [])
+
+
+async def test_what_was_spent_when_nobody_leads_any_more_has_a_row_of_its_own(setup: Setup) -> None:
+    work, leader, follower = Priced(paying=False), new_trail(), new_trail()
+    async with asyncio.TaskGroup() as group:
+        leading = group.create_task(setup.join(work, trail=leader))
+        await within_net(work.paying.reached.wait())
+        following = group.create_task(setup.join(work, trail=follower))
+        await asyncio.sleep(0)
+        leading.cancel()
+        work.paying.open()
+    assert following.result() is ANSWER
+    assert accounts(setup, leader, follower) == ([0, 0], [1])
+    assert (setup.charged[0].fetched, setup.charged[0].opener) == (ANSWER, leader)
+
+
+async def test_a_leader_that_timed_out_leaves_the_cost_to_the_flight(setup: Setup) -> None:
+    work, leader = Priced(keeping=False), new_trail()
+    with pytest.raises(UpstreamError, match="did not answer"):
+        await setup.join(work, 0.05, trail=leader)
+    assert accounts(setup, leader) == ([0], [])
+    work.keeping.open()
+    assert await setup.background.drain(NET) == 0
+    assert accounts(setup, leader) == ([0], [1])
+    assert setup.charged[0].fetched is ANSWER
+
+
+async def test_a_call_that_is_given_up_at_the_deadline_is_accounted_for_once(setup: Setup) -> None:
+    work, leader = Priced(paying=False), new_trail()
+    with pytest.raises(UpstreamError, match="did not answer"):
+        await setup.join(work, 0.05, trail=leader)
+    assert await setup.background.drain(NET) == 0
+    requests, flights = accounts(setup, leader)
+    assert sum(requests) + sum(flights) == 1
+
+
+async def test_a_refill_behind_a_reply_has_a_row_of_its_own(setup: Setup) -> None:
+    work, trail = Priced(), new_trail()
+    setup.flights.start("key", {}, asyncio.get_running_loop().time() + NET, trail, work)
+    assert await setup.background.drain(NET) == 0
+    assert accounts(setup, trail) == ([0], [1])
+
+
+async def test_a_flight_that_spent_nothing_has_no_row(setup: Setup) -> None:
+    setup.flights.start("key", {}, asyncio.get_running_loop().time() + NET, new_trail(), Work())
+    assert await setup.background.drain(NET) == 0
+    assert setup.charged == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_what_a_shutdown_cuts_off_is_accounted_for_once(setup: Setup, waits: bool) -> None:
+    work, leader = Priced(paying=False), new_trail()
+    async with asyncio.TaskGroup() as group:
+        leading = group.create_task(setup.join(work, trail=leader))
+        await within_net(work.paying.reached.wait())
+        if not waits:
+            leading.cancel()
+            await asyncio.sleep(0)
+        assert await setup.background.drain(0) == 1
+    assert leading.cancelled()
+    assert accounts(setup, leader) == (([1], []) if waits else ([0], [1]))
+    if not waits:
+        assert setup.charged[0].error is not None
+
+
+async def test_a_leader_who_leaves_in_the_moment_of_landing_does_not_pay_too(setup: Setup) -> None:
+    work, leader = Priced(keeping=False), new_trail()
+    async with asyncio.TaskGroup() as group:
+        leading = group.create_task(setup.join(work, trail=leader))
+        await within_net(work.keeping.reached.wait())
+        work.keeping.open()
+        leading.cancel()  # its task goes on only after the flight's has landed
+    assert await setup.background.drain(NET) == 0
+    assert accounts(setup, leader) == ([0], [1])
+
+
+async def test_one_request_that_leads_twice_has_both_costs(setup: Setup) -> None:
+    trail = new_trail()
+    for key in ("key", "key:refresh"):
+        await setup.join(Priced(), key=key, trail=trail)
+    assert (trail.calls, trail.cost) == (2, 10)

@@ -13,7 +13,7 @@ import pytest
 
 from broker_edge.backends.spool import FileSpool
 from broker_edge.core.exchange import DataObject
-from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow, row_of
+from broker_edge.core.journal_row import Frame, ObjectFrame, RequestRow, pack_row, row_of
 from broker_edge.errors import TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.flow.journal import Journal
@@ -190,6 +190,18 @@ async def test_rows_that_an_earlier_version_spooled_are_shipped_among_the_others
     assert await setup.journal.flush(60)
     assert setup.runs == runs
     assert setup.journal.shipped == 5
+
+
+async def test_rows_that_were_packed_before_rows_had_money_in_them_are_shipped_among_the_others(setup: Setup) -> None:
+    runs = setup.record(2)
+    old = uuid.uuid4()
+    frame = pack_row(row_of(closed_trail(old), uuid.uuid4()))
+    setup.spool.append(b"\x00\x0e" + frame[2:-16])  # fourteen fields
+    runs += [old, *setup.record(2)]
+    assert await setup.journal.flush(60)
+    assert setup.runs == runs
+    assert setup.journal.shipped == 5
+    assert setup.set_aside() == []
 
 
 async def test_an_earlier_version_s_row_that_no_column_can_hold_is_set_aside(setup: Setup) -> None:

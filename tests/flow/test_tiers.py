@@ -308,3 +308,47 @@ async def test_what_is_paid_for_when_the_process_ends_is_in_the_spool(setup: Set
     setup.database.gate.set()
     assert await setup.journal.flush(60)
     assert setup.database.objects == {one.object_id: one}
+
+
+async def test_the_hot_tier_holds_what_may_be_of_use_past_its_ttl(setup: Setup) -> None:
+    one, tiers = item(created_at=1000), setup.tiers()
+    await tiers.store(one, entry_of(one), 60, record(), grace=100)
+    setup.hot.puts.clear()
+    await setup.hot.delete("key")
+    setup.now = 1090.0
+    assert await tiers.durable("key", 60, record(), grace=100) == entry_of(one)
+    assert setup.hot.puts == [("key", 70.0)]
+
+
+async def test_what_is_kept_is_found_with_its_object_and_not_promoted(setup: Setup) -> None:
+    one, trail = item(created_at=1000), record()
+    await setup.database.store([one])
+    assert await setup.tiers().kept("key", trail) == (entry_of(one), one)
+    assert setup.hot.puts == []
+    assert facts(trail) == [("lookup", "durable", "hit")]
+
+
+@pytest.mark.parametrize("over", [True, False])
+async def test_a_promotion_takes_another_entry_s_place_only_where_it_may(setup: Setup, over: bool) -> None:
+    older, newer = entry_of(item()), entry_of(item())
+    await setup.hot.put("key", older, None)
+    await setup.tiers().promote("key", newer, 60, record(), over=over)
+    assert await setup.tiers().hot("key", record()) == (newer if over else older)
+
+
+async def test_an_error_s_status_takes_an_entry_s_place_for_its_time(setup: Setup) -> None:
+    tiers, trail = setup.tiers(), record()
+    await tiers.remember("key", 404, 30.0, trail)
+    assert await tiers.hot("key", record()) == Entry(uuid.UUID(int=0), setup.now, b"", 404)
+    assert setup.hot.puts == [("key", 30.0)]
+    assert facts(trail) == [("store", "hot", "ok")]
+    assert setup.database.objects == {}
+
+
+async def test_an_object_that_was_validated_is_as_old_as_its_confirmation(setup: Setup) -> None:
+    one = item(created_at=1000, validated_at=1080.0)
+    await setup.database.store([one])
+    setup.now = 1090.0
+    found = await setup.tiers().durable("key", 60, record())
+    assert found == Entry(one.object_id, 1080.0, b'{"score":700}')
+    assert setup.hot.puts == [("key", 50.0)]

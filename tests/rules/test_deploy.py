@@ -21,7 +21,7 @@ COMPOSE = ROOT / "docker-compose.yaml"
 DOCKERFILE = ROOT / "Dockerfile"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "broker-edge.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-ANSWERS = {"hit", "stale", "fetched", "collapsed"}
+ANSWERS = {"hit", "stale", "revalidated", "fetched", "collapsed"}
 METRIC = re.compile(r"\bbroker_edge_[a-z_]+")
 SETTING = re.compile(r"\bDATA_BROKER_[A-Z_]+")
 

@@ -121,7 +121,7 @@ async def test_labels_stay_few_whatever_callers_send(edge: InProcess, bureau: Bu
     assert str(bureau.port) not in text
     families = await scrape(edge)
     outcomes = {dict(labels)["outcome"] for labels in samples(families, "broker_edge_requests_total")}
-    assert outcomes <= {"fetched", "hit", "stale", "collapsed", *(code.lower() for code in CODES)}
+    assert outcomes <= {"fetched", "hit", "stale", "revalidated", "collapsed", *(code.lower() for code in CODES)}
     series = Counter(sample.name for family in families.values() for sample in family.samples)
     assert max(count for name, count in series.items() if not name.endswith("_bucket")) <= 10
 

@@ -286,10 +286,10 @@ async def test_the_trace_of_a_caller_is_its_own_though_the_rest_of_its_head_is_k
 def test_known_heads_are_bounded_in_number_and_size() -> None:
     heads = Heads()
     for number in range(3 * heads.most):
-        heads.keep(post(b"{}", f"X-Number: {number}"), 2, [])
+        heads.keep(post(b"{}", f"X-Number: {number}"), 2, b"/v1/fetch-data", [])
         assert len(heads._known) <= heads.most
     large = post(b"{}", "X-Large: " + "x" * heads.most_bytes)
-    heads.keep(large, 2, [])
+    heads.keep(large, 2, b"/v1/fetch-data", [])
     assert heads.find(large) is None
 
 

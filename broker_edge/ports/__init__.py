@@ -6,16 +6,45 @@ foreign exceptions into `EdgeError` before they leave the backend.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import date
 from typing import Protocol
-from uuid import UUID
 
 from broker_edge.core.exchange import DataObject, Entry, Outbound, Target
 from broker_edge.core.journal_row import RequestRow
-from broker_edge.core.record import Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
+from broker_edge.ports.registry import (
+    Analytics,
+    Archive,
+    Budgets,
+    Bus,
+    Housekeeping,
+    ObjectNote,
+    SecretStore,
+    SourceStore,
+)
+
+__all__ = [
+    "Analytics",
+    "Archive",
+    "Bell",
+    "Budgets",
+    "Bus",
+    "DurableTier",
+    "Fleet",
+    "HotTier",
+    "Housekeeping",
+    "Lead",
+    "NearTier",
+    "ObjectNote",
+    "RawReply",
+    "Refused",
+    "Resolver",
+    "SecretStore",
+    "SourceStore",
+    "Spool",
+    "Transport",
+]
 
 
 class RawReply(Protocol):
@@ -253,3 +282,59 @@ class Budgets(Protocol):
     async def release(self, data_source_id: UUID, project: str | None, day: date, micros: int) -> None: ...
 
     async def spent(self, data_source_id: UUID, project: str | None, day: date) -> tuple[int, int]: ...
+
+
+class Analytics(Protocol):
+    """Sums of the audit rows of one data source in one project. Raises `TierBroken`.
+
+    `by_run` answers what runs cost and saved within the period, the latest `most` of them, or `run_id` alone.
+    """
+
+    async def by_day(self, data_source_id: UUID, project: UUID | None, over: Period) -> Sequence[Day]: ...
+
+    async def by_run(
+        self, data_source_id: UUID, project: UUID | None, over: Period, run_id: UUID | None, most: int
+    ) -> Sequence[RunMoney]: ...
+
+
+class Housekeeping(Protocol):
+    """What is made ahead of time in the tables that grow, and taken away after it. Raises `TierBroken`, also where a table is in
+    too much use to be changed at once: traffic never waits for more than a moment.
+
+    `alone` is entered with False where another process is at it. `partitions` answers the names of a table's partitions, None
+    where the database has no such thing; `make` makes one unless it is there. `survey` counts what a removal would take and
+    keep, and makes it a deletion where its partition can't go whole. `remove` answers how many rows went.
+    """
+
+    def alone(self) -> AbstractAsyncContextManager[bool]: ...
+
+    async def partitions(self, table: Table) -> Sequence[str] | None: ...
+
+    async def make(self, partition: Partition) -> bool: ...
+
+    async def survey(self, removal: Removal) -> Removal: ...
+
+    async def remove(self, removal: Removal) -> int: ...
+
+
+class ObjectNote(NamedTuple):
+    """What may be said of a data object without its body; `created_at` in epoch seconds."""
+
+    object_id: UUID
+    data_source_id: UUID
+    key: str
+    created_at: float
+
+
+class Archive(Protocol):
+    """Data objects as they were kept, for who looks at them later. Raises `TierBroken`.
+
+    `objects` answers `most` of a source's at most, by their ids, which are drawn in the order of time: the newest first, and only
+    those before `after`. Both see none but those that were fetched for the source's own project; None is a project too.
+    """
+
+    async def objects(
+        self, data_source_id: UUID, project_id: UUID | None, *, most: int, after: UUID | None
+    ) -> Sequence[ObjectNote]: ...
+
+    async def object(self, data_source_id: UUID, project_id: UUID | None, object_id: UUID) -> DataObject | None: ...

@@ -1,0 +1,66 @@
+"""Moving secrets under the ring's first key, while the service runs. Nothing is kept of how far it came: what is left to do shows
+in the envelopes themselves, so it can be ended at any moment and started again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from broker_edge.core.record import Reading, SealedSecret
+from broker_edge.errors import EdgeError
+from broker_edge.guard.vault import Vault, key_id_of
+from broker_edge.ports import SecretStore
+
+_BATCH: Final = 200
+_ALL: Final = 1_000_000
+_NO_PREFIX: Final = "?"  # of no envelope
+
+
+class Rotated(NamedTuple):
+    """How many secrets were sealed anew, and how many no key in force opens."""
+
+    resealed: int
+    unreadable: int
+
+
+async def rotate(
+    store: SecretStore, vault: Vault, *, now: Callable[[], float] = time.time, progress: Callable[[int], None] = lambda _: None
+) -> Rotated:
+    """Seal everything anew that is not under the first key; raises TierBroken. `progress` hears how many are done.
+
+    One that is changed meanwhile is left to the next look: whoever changed it may have sealed it with another key yet.
+    """
+    resealed, unreadable = 0, set[UUID]()
+    while True:
+        batch = await store.sealed_otherwise(vault.prefix, _BATCH + len(unreadable))
+        todo = {secret.secret_id for secret in batch} - unreadable
+        if not todo:
+            return Rotated(resealed, len(unreadable))
+        for data_source_id in {secret.data_source_id for secret in batch if secret.secret_id in todo}:
+            # Read once more, by the way that is audited: what the batch tells is only where there is something to do.
+            for secret in await store.read(data_source_id, Reading("rotation", now())):
+                if secret.secret_id in todo and secret.sealed is not None:
+                    sealed = _moved(secret, vault)
+                    if sealed is None:
+                        unreadable.add(secret.secret_id)
+                    else:
+                        resealed += await store.reseal(secret, sealed)
+        progress(resealed + len(unreadable))
+
+
+async def tally(store: SecretStore) -> Mapping[str | None, int]:
+    """How many secrets are under each key id; None for what is no envelope."""
+    found = await store.sealed_otherwise(_NO_PREFIX, _ALL)
+    return Counter(key_id_of(secret.sealed) for secret in found if secret.sealed is not None)
+
+
+def _moved(secret: SealedSecret, vault: Vault) -> str | None:
+    project = None if secret.project_id is None else str(secret.project_id)
+    about = project, str(secret.data_source_id), secret.kind, secret.name, str(secret.secret_id)
+    try:
+        return vault.seal(vault.open(secret.sealed or "", *about), *about)
+    except EdgeError:
+        return None

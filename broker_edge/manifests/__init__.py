@@ -1,0 +1,1 @@
+"""Data sources as documents: files in, differences shown, changes made, files out."""
