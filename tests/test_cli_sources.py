@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import sqlite3
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -277,6 +280,22 @@ async def test_delete_takes_a_draft_away_and_archives_what_is_published(cli: Com
     assert "DATA_SOURCE_NOT_FOUND" in (await cli("fetch", "b", "tax_id=1", code=1)).stderr
     shown = await cli("sources", "show", told["data_source_id"])
     assert "status: ARCHIVED" in shown.stdout
+
+
+@pytest.mark.parametrize(("word", "code", "left"), [("n", 1, {"a"}), ("y", 0, set())])
+async def test_a_person_who_watches_is_asked_before_a_source_goes(cli: CommandLine, word: str, code: int, left: set[str]) -> None:
+    await cli("sources", "apply", "-f", cli.write(cli.spec("a")))
+    keyboard, terminal = pty.openpty()
+    line = [sys.executable, "-m", "broker_edge", "sources", "delete", "a"]
+    environment = {**os.environ, **cli.environment}  # noqa: TID251
+    process = await asyncio.create_subprocess_exec(*line, stdin=terminal, stdout=asyncio.subprocess.PIPE, env=environment)
+    os.write(keyboard, f"{word}\n".encode())
+    out, _ = await process.communicate()
+    os.close(keyboard)
+    os.close(terminal)
+    assert "a will be deleted. Go on?" in out.decode()
+    assert process.returncode == code
+    assert set(await cli.listed()) == left
 
 
 async def test_a_test_calls_the_upstream_and_keeps_nothing(cli: CommandLine) -> None:

@@ -54,8 +54,11 @@ def fetch_request(spec: Mapping[str, Any], params: Mapping[str, Any], run_id: st
     return {"data_source_spec": dict(spec), "configured_params": dict(params), "run_id": run_id}
 
 
-def commands(edge_url: str, bureau_url: str) -> list[Command]:
-    """What to paste against an edge at `edge_url` (no slash at the end): a miss, a hit, the other formats, where to look."""
+def commands(edge_url: str, bureau_url: str, program: str = "broker-edge") -> list[Command]:
+    """What to paste against an edge at `edge_url` (no slash at the end): a miss, a hit, the other formats, where to look.
+
+    `program` is how a shell calls this package's command.
+    """
     specs = sample_specs(bureau_url)
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("A miss: the edge asks the bureau for a credit score (origin REQUEST)", "credit_score", {"tax_id": "01234567890"}),
@@ -72,10 +75,10 @@ def commands(edge_url: str, bureau_url: str) -> list[Command]:
         Command(title, _curl(edge_url, "/v1/fetch-data", _layout(fetch_request(specs[name], params, run))))
         for (title, name, params), run in zip(asked, RUNS, strict=False)
     ]
-    return fetches + _by_name(edge_url) + _looks(edge_url)
+    return fetches + _by_name(edge_url, program) + _looks(edge_url)
 
 
-def _by_name(edge_url: str) -> list[Command]:
+def _by_name(edge_url: str, program: str) -> list[Command]:
     """The same sources, registered: whoever asks needs a name and no spec."""
     body = {"data_source_name": "credit_score", "configured_params": {"tax_id": "01234567890"}, "run_id": RUNS[-1]}
     quoted = shlex.quote(edge_url)
@@ -83,9 +86,9 @@ def _by_name(edge_url: str) -> list[Command]:
         Command("By name: the sample sources are registered too", _curl(edge_url, "/internal/data-broker", json.dumps(body))),
         Command(
             "By name, from the command line: the value, and where it came from",
-            f"broker-edge fetch credit_score tax_id=01234567890 --url {quoted}",
+            f"{program} fetch credit_score tax_id=01234567890 --url {quoted}",
         ),
-        Command("Which sources there are", f"broker-edge sources list --url {quoted}"),
+        Command("Which sources there are", f"{program} sources list --url {quoted}"),
     ]
 
 

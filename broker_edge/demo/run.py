@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import shutil
 import socket
 import sys
 import threading
@@ -91,6 +93,13 @@ def _serve_bureau(listener: socket.socket) -> None:
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
+def _program() -> str:
+    """What calls this command from the reader's shell, in the same directory: the script may not be on their path."""
+    if shutil.which("broker-edge"):
+        return "broker-edge"
+    return f"{shlex.quote(sys.executable)} -m broker_edge" if sys.argv[0].endswith("__main__.py") else shlex.quote(sys.argv[0])
+
+
 def _say(settings: Settings, bureau_url: str) -> None:
     """Print what to paste, once the edge listens."""
     deadline = time.monotonic() + 30
@@ -102,6 +111,6 @@ def _say(settings: Settings, bureau_url: str) -> None:
             time.sleep(0.05)
     edge_url = f"http://{settings.host}:{settings.port}"
     lines = ["", f"The edge listens on {edge_url}, the sample bureau on {bureau_url}. Paste into another terminal:", ""]
-    for command in commands(edge_url, bureau_url):
+    for command in commands(edge_url, bureau_url, _program()):
         lines += [f"# {command.title}", command.curl, ""]
     print("\n".join(lines), flush=True)  # noqa: T201

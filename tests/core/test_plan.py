@@ -86,6 +86,20 @@ def test_env_variables_that_vary_env_names_are_in_the_key_by_value_and_presence(
     assert key({"x": 1}, {"tenant": "a", "other": 1}, varying) == key({"x": 1}, {"tenant": "a"}, varying)
 
 
+def test_a_kept_secret_that_vary_env_names_is_in_the_key_by_source_and_version() -> None:
+    varying = source_of(params={"q": "{{ x }}"}, caching={"vary_env": ["tenant"]})
+    one, other = UUID(int=1), UUID(int=2)
+    refs = [
+        SecretRef(one, "variable", "tenant", 1),
+        SecretRef(one, "variable", "tenant", 2),
+        SecretRef(one, "credential", "tenant", 1),
+        SecretRef(other, "variable", "tenant", 1),
+    ]
+    assert len({key({"x": 1}, {"tenant": ref}, varying) for ref in refs}) == len(refs)
+    assert key({"x": 1}, {"tenant": refs[0]}, varying) == key({"x": 1}, {"tenant": SecretRef(*refs[0])}, varying)
+    assert key({"x": 1}, {"tenant": refs[0]}) == key({"x": 1}, {"tenant": refs[1]})
+
+
 def test_timeouts_and_retries_are_no_part_of_the_key() -> None:
     assert key({"x": 1}, source=source_of(params={"q": "{{ x }}"}, timeout=5, retry={"max_retries": 2})) == key({"x": 1})
 

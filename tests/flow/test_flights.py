@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from broker_edge.backends.bells import Bells, LocalBell
 from broker_edge.core.exchange import Entry, Fetched
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
-from broker_edge.errors import EdgeError, UpstreamError
+from broker_edge.errors import EdgeError, RememberedStatus, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.flights import Flights
 from broker_edge.ports import Lead
@@ -233,6 +233,45 @@ async def test_a_failure_is_given_after_the_fleet_was_told(setup: Setup) -> None
         assert not failed.done()
         setup.fleet.settling.open()
     assert failed.result() == "UPSTREAM_STATUS after 1"
+
+
+async def test_the_work_hears_what_came_of_it_before_anybody_else(setup: Setup) -> None:
+    setup.fleet.settling = Gate(is_open=False)
+    failure = UpstreamError("UPSTREAM_STATUS", "the upstream answered 500", upstream_status=500)
+    failing, hung, working = Work(error=failure), Work(paying=False), Work()
+    async with asyncio.TaskGroup() as group:
+        joined = group.create_task(setup.join(failing))
+        await setup.fleet.settling.reached.wait()
+        assert failing.heard == [failure]
+        setup.fleet.settling.open()
+        assert (await asyncio.wait([joined]))[0].pop().exception() is failure
+        joined = group.create_task(setup.join(hung, 0.05))
+        await asyncio.wait([joined])
+    with pytest.raises(UpstreamError):
+        joined.result()
+    await setup.background.drain(NET)
+    assert [one.code for one in hung.heard if isinstance(one, EdgeError)] == ["TIMEOUT"]
+    assert await within_net(setup.join(working)) is ANSWER
+    assert working.heard == [ANSWER]
+
+
+async def test_what_the_hot_tier_remembers_it_tells_whoever_waits(setup: Setup) -> None:
+    remembered = RememberedStatus(404, retryable=False, age=1.0, remaining=9.0)
+    work = Work(paying=False, error=remembered)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(caught(setup.join(work, identity={"key": name}))) for name in "abc"]
+        await work.paying.reached.wait()
+        work.paying.open()
+    assert [task.result() for task in tasks] == [remembered] * 3
+    assert work.bought == 1
+
+
+async def caught(joined: Awaitable[Fetched]) -> EdgeError | None:
+    try:
+        await joined
+    except EdgeError as error:
+        return error
+    return None
 
 
 async def test_a_fleet_that_hangs_holds_nobody_beyond_its_deadline(setup: Setup) -> None:
