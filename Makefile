@@ -7,7 +7,7 @@ PORT ?= 6002
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-beam test-all check format chaos load bench bench-quick bench-check lock clean
+.PHONY: help install run test test-beam test-all check format chaos load bench bench-quick bench-check bench-analytics lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ bench-quick: install ## Hits and misses within two minutes
 
 bench-check: install ## Has the hit path lost speed? ARGS=--accept takes the figure of this run as the new one
 	@$(BIN)/python -m loadtests.bench --check $(ARGS)
+
+bench-analytics: install ## Ten million journal rows: what the analytics endpoints take, and what the rows' sums cost
+	@$(BIN)/python -m loadtests.analytics $(ARGS)
 
 lock: install ## Renew the locks from pyproject.toml
 	@$(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-annotate --group dev pyproject.toml -o requirements.lock

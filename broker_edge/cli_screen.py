@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
@@ -54,7 +55,8 @@ def progress(
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), *((MofNCompleteColumn(),) if total else ()), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True)
+    # Lines for the same terminal go above the bar. Those for a file or a pipe stay what they are.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
     task = bar.add_task(what, total=total)
     alarm = asyncio.get_running_loop().call_later(after, bar.start) if console.is_terminal else None
     try:

@@ -22,6 +22,8 @@ class Kind:
     retryable: bool = False
 
 
+NOT_SENT = "nothing was sent"  # a note on a cancellation that met a call before it had a connection
+
 CODES: dict[str, Kind] = {
     "INVALID_REQUEST": Kind(400, "The request is not valid", "caller"),
     "INVALID_DATA_SOURCE": Kind(400, "The data source is not valid", "caller"),

@@ -17,8 +17,8 @@ from tests.upstreams import Peer, RawServer, Received
 class Authority:
     """`/token` gives tokens as it is told, `/data` answers whoever brings one that is good.
 
-    `asked` are the forms that came to the token endpoint, with the client by name; `served` the calls of /data. `gate` holds tokens
-    back, `data_gate` answers. `single_use`: a refresh token is good once, and comes with another one.
+    `asked` are the forms that came to the token endpoint, with the client by name; `served` the calls of /data. `gate` holds
+    tokens back, `data_gate` answers. `single_use`: a refresh token is good once, and comes with another one.
     """
 
     def __init__(self) -> None:

@@ -78,3 +78,14 @@ async def test_nobody_who_does_not_watch_gets_progress(plain: pytest.MonkeyPatch
     with progress("applying", None, console=console, after=0):
         await asyncio.sleep(0)
     assert seen.getvalue() == ""
+
+
+async def test_data_in_a_pipe_is_not_drawn_into_the_progress(
+    plain: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console, seen = screen(terminal=True)
+    with progress("applying", 2, console=console, after=0):
+        await asyncio.sleep(0)
+        cli_screen.say("credit_score: created")
+    assert capsys.readouterr().out == "credit_score: created\n"
+    assert "credit_score" not in seen.getvalue()

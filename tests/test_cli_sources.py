@@ -88,11 +88,17 @@ async def cli(tmp_path: Path, scores: Bureau) -> CommandLine:
     return line
 
 
-@pytest.fixture
-def served(cli: CommandLine, scores: Bureau) -> Iterator[EdgeProcess]:
-    """An edge process over the same data directory."""
-    with edge_process(cli.directory / "data", scores.port) as running:
-        yield running
+@pytest.fixture(params=["embedded", "servers"])
+def served(request: pytest.FixtureRequest, tmp_path: Path, scores: Bureau) -> Iterator[tuple[CommandLine, EdgeProcess]]:
+    """An edge process, and a command line over the same database."""
+    line = CommandLine(tmp_path, scores)
+    values: dict[str, str] = {}
+    if request.param == "servers":
+        values["redis_url"] = request.getfixturevalue("redis_server").url
+        values["database_url"] = request.getfixturevalue("postgres_server").create()
+    line.environment |= {f"{PREFIX}{name.upper()}": value for name, value in values.items()}
+    with edge_process(tmp_path / "data", scores.port, **values) as running:
+        yield line, running
 
 
 def diff_of(text: str) -> list[str]:
@@ -406,7 +412,7 @@ def test_every_command_has_help(command: str) -> None:
 )
 async def test_a_name_that_nobody_has_is_refused(cli: CommandLine, words: list[str]) -> None:
     done = await cli("sources", *words, code=1)
-    assert done.stderr.startswith("DATA_SOURCE_NOT_FOUND: ")
+    assert done.stderr.splitlines()[-1].startswith("DATA_SOURCE_NOT_FOUND: ")
     assert done.stdout == ""
 
 
@@ -415,6 +421,21 @@ async def test_an_unmigrated_database_is_refused_with_the_remedy(tmp_path: Path,
     done = await CommandLine(tmp_path, scores)(*words, code=1)
     assert "run `broker-edge migrate`" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+async def test_a_key_that_is_made_is_said_once(cli: CommandLine) -> None:
+    first, second = await cli("sources", "list"), await cli("sources", "list")
+    assert first.stderr.startswith("an encryption key was made in DATA_DIR")
+    assert first.stderr.count("\n") == 1
+    assert second.stderr == ""
+
+
+async def test_keys_that_can_not_be_used_are_one_line(cli: CommandLine) -> None:
+    (cli.directory / "data" / "encryption_keys").write_text(CANARY)
+    done = await cli("sources", "list", code=2)
+    assert done.stderr.startswith(f"{PREFIX}DATA_DIR: ")
+    assert done.stderr.count("\n") == 1
+    assert CANARY not in done.output
 
 
 @pytest.mark.parametrize("words", [["sources", "list"], ["fetch", "a"]], ids=" ".join)
@@ -436,19 +457,16 @@ async def test_what_is_no_edge_is_one_line(tmp_path: Path, answer: bytes, words:
 
 
 async def test_a_running_edge_is_asked_at_its_url_and_hears_of_changes_made_beside_it(
-    cli: CommandLine, served: EdgeProcess
+    served: tuple[CommandLine, EdgeProcess],
 ) -> None:
-    await served.ready()
-    await cli("sources", "apply", "-f", cli.write(cli.spec()), "--url", served.url)
+    cli, edge = served
+    await edge.ready()
+    await cli("sources", "apply", "-f", cli.write(cli.spec()), "--url", edge.url)
     assert set(await cli.listed()) == {"credit_score"}
-    done = await cli("fetch", "credit_score", f"tax_id={TAX_ID}", "--url", served.url)
+    done = await cli("fetch", "credit_score", f"tax_id={TAX_ID}", "--url", edge.url)
     assert json.loads(done.stdout)["tax_id"] == TAX_ID
-    cli.write(cli.spec("beside"))
-    await cli("sources", "apply", "-f", str(cli.directory / "sources.yaml"))
-    async with asyncio.timeout(30):  # five seconds at most: the snapshot's age
-        while (await cli_code(cli, "fetch", "beside", "tax_id=1", "--url", served.url)) != 0:
+    await cli("sources", "apply", "-f", cli.write(cli.spec("beside")))
+    words = ["fetch", "beside", "tax_id=1", "--url", edge.url]
+    async with asyncio.timeout(30):  # by the bus, else within the five seconds that a snapshot may be old
+        while (await asyncio.to_thread(CliRunner().invoke, app, words)).exit_code:
             pass
-
-
-async def cli_code(cli: CommandLine, *words: str) -> int:
-    return (await asyncio.to_thread(CliRunner().invoke, app, list(words), env=cli.environment)).exit_code

@@ -60,6 +60,7 @@ class Probes:
         trail = self._trail(request)
         trail.run_id, trail.source_id, trail.project = body.run_id, data_source_id, project_text(project_id)
         plan = await self._plan(data_source_id, trail, params, env)
+        trail.price = plan.source.price
         self._book.check()
         started = time.perf_counter()
         probed = await self._probed(plan, trail)

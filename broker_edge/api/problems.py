@@ -12,7 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
-from broker_edge.api.asgi import Gone, read
+from broker_edge.api.asgi import Gone, check_size, read
 from broker_edge.api.envelope import problem
 from broker_edge.api.schemas import Problem
 from broker_edge.core.spec import ROOT
@@ -51,6 +51,7 @@ def refusal(error: EdgeError) -> Response:
 async def body_of(request: Request, kind: type[T], most: int) -> T:
     """The request's JSON, at most `most` bytes. Raises `CallerError` INVALID_REQUEST naming the member, PAYLOAD_TOO_LARGE."""
     data = await read(request.receive, most)  # type: ignore[arg-type]
+    check_size(len(data), most)
     try:
         return msgspec.json.decode(data or b"null", type=kind)
     except msgspec.ValidationError as error:

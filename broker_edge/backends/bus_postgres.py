@@ -63,7 +63,8 @@ class PostgresBus:
 
     async def _connected(self) -> _Ear:
         _, options = self._engine.dialect.create_connect_args(self._engine.url)
-        return await _Ear.connect(**{**options, "client_encoding": "utf8"}, autocommit=True)
+        own = {"application_name": "broker-edge registry", "client_encoding": "utf8"}
+        return await _Ear.connect(**{**options, **own}, autocommit=True)
 
     async def _listen(self, connection: _Ear) -> None:
         """A pooler that lends sessions by the transaction takes LISTEN and passes nothing on: an echo must come back."""

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 from broker_edge.core.exchange import Target
+from broker_edge.errors import NOT_SENT
 
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class Origin(Generic[T]):
         self.waiting.append(mine)
         try:
             await mine
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            error.add_note(NOT_SENT)
             if mine.cancelled():
                 with contextlib.suppress(ValueError):  # whoever left just passed over it
                     self.waiting.remove(mine)

@@ -76,7 +76,7 @@ class SqlHousekeeping:
                 return removal.rows
             if removal.table == "data_object":
                 return await self._delete_objects(removal)
-            return await self._delete_rows(removal)
+            return await (self._delete_keys(removal) if removal.table == "run_data_cache" else self._delete_rows(removal))
 
     async def _count(self, rows: sa.Table, *conditions: sa.ColumnElement[bool]) -> int:
         async with self._engine.connect() as connection:
@@ -123,18 +123,29 @@ class SqlHousekeeping:
             return (await connection.execute(doomed)).rowcount
 
     async def _delete_rows(self, removal: Removal) -> int:
-        """By the primary key, page by page: that every table has, in order, and no page is read twice."""
+        """The oldest first: there is an index on when rows were made."""
         rows, gone = _rows_of(removal), 0
         key: sa.ColumnElement[Any] = next(iter(rows.primary_key))
-        past, after = rows.c.created_at < midnight(removal.before), None
+        past = rows.c.created_at < midnight(removal.before)
+        oldest = sa.select(key).where(past).order_by(rows.c.created_at).limit(self._batch)
         while True:
-            page = sa.select(key).order_by(key).limit(self._batch).where(sa.true() if after is None else key > after)
             async with self._writer, self._engine.begin() as connection:
-                last = await connection.scalar(sa.select(sa.func.max(page.subquery().c[0])))
+                batch = (await connection.execute(rows.delete().where(key.in_(oldest), past))).rowcount
+            gone += batch
+            if batch < self._batch:
+                return gone
+
+    async def _delete_keys(self, removal: Removal) -> int:
+        """Page by page of the keys, of which there is no order in time: no page is read twice."""
+        past, after, gone = _CACHE.created_at < midnight(removal.before), "", 0
+        while True:
+            page = sa.select(_CACHE.key).where(_CACHE.key > after).order_by(_CACHE.key).limit(self._batch).subquery()
+            async with self._writer, self._engine.begin() as connection:
+                last = await connection.scalar(sa.select(sa.func.max(page.c.key)))
                 if last is None:
                     return gone
-                within = key <= last if after is None else sa.and_(key > after, key <= last)
-                gone += (await connection.execute(rows.delete().where(within, past))).rowcount
+                within = _CACHE.key > after, _CACHE.key <= last
+                gone += (await connection.execute(run_data_cache.delete().where(*within, past))).rowcount
             after = last
 
 

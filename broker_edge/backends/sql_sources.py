@@ -32,17 +32,17 @@ class SqlSources:
     def __init__(self, engine: AsyncEngine, writer: contextlib.AbstractAsyncContextManager[Any] | None = None) -> None:
         self._engine = engine
         self._summary = _summary(postgres=engine.dialect.name == "postgresql")
-        self._told: tuple[str, Mapping[UUID, int]] = ("", {})
+        self._text, self._pairs = "", frozenset[str]()
+        self._told: Mapping[UUID, int] = {}
         self._writer = writer or contextlib.nullcontext()
 
     async def revisions(self) -> Mapping[UUID, int]:
         """The same object while nothing changes: thousands of rows then cost no more than one."""
         async with translated(), self._engine.connect() as connection:
             text: str = (await connection.execute(self._summary)).scalar_one() or ""
-        if text != self._told[0]:
-            pairs = (pair.split("=") for pair in text.split(" "))
-            self._told = text, {UUID(data_source_id): int(revision) for data_source_id, revision in pairs if revision}
-        return self._told[1]
+        if text != self._text:
+            self._text, self._told, self._pairs = text, *_told(text, self._told, self._pairs)
+        return self._told
 
     async def read(self, ids: Collection[UUID]) -> Sequence[SourceRecord]:
         wanted, records = list(ids), []
@@ -79,6 +79,18 @@ class SqlSources:
             except IntegrityError as error:
                 _refuse(error)
         return done
+
+
+def _told(text: str, told: Mapping[UUID, int], known: frozenset[str]) -> tuple[Mapping[UUID, int], frozenset[str]]:
+    """The revisions that `text` tells of, and its pairs; only those that are not `known` are read."""
+    pairs = frozenset(text.split())
+    revisions = dict(told)
+    for gone in known - pairs:
+        del revisions[UUID(gone.partition("=")[0])]
+    for pair in pairs - known:
+        data_source_id, _, revision = pair.partition("=")
+        revisions[UUID(data_source_id)] = int(revision)
+    return revisions, pairs
 
 
 def _is(data_source_id: UUID) -> sa.ColumnElement[bool]:

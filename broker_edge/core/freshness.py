@@ -87,7 +87,8 @@ def judge(
     """Whether `entry` may answer a request that `wants` such freshness; `ttl` None never expires, 0 is never reused.
 
     RFC 9111 sections 4.2 (fresh while age < lifetime), 5.2.1.1 and 5.2.1.2 (max-age and max-stale, both apply); RFC 5861 section
-    3 (`while_revalidate`). An entry created before `not_before` doesn't do, whatever its age. `wants.mode` is the flow's business.
+    3 (`while_revalidate`). An entry created before `not_before` doesn't do, whatever its age. Where `entry` is negative,
+    `negative_ttl` says how long its status is remembered. `wants.mode` is the flow's business.
     """
     if entry is None:
         return Miss()

@@ -1,6 +1,6 @@
 """Conditional revalidation: what an answer can be asked for again by, and how (RFC 9110 sections 8.8 and 13.1).
 
-A refill that meets a stale object asks with its validators; a 304 says that the object is the answer still (RFC 9111 section 4.3).
+A refill that meets a stale object asks with its validators; a 304 says that the object is still the answer (RFC 9111, 4.3).
 """
 
 from __future__ import annotations

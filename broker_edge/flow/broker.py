@@ -21,7 +21,8 @@ from broker_edge.core.source import DataSource
 from broker_edge.core.trail import Trail
 from broker_edge.errors import CallerError, EdgeError, UpstreamError
 from broker_edge.flow.flights import Flights
-from broker_edge.flow.refill import Kitchen, Refill
+from broker_edge.flow.kitchen import Kitchen
+from broker_edge.flow.refill import Refill
 from broker_edge.flow.tiers import Nothing
 
 
@@ -124,7 +125,7 @@ class Broker:
         """One refill behind a stale reply, unless the last one has just failed."""
         plan = refill.plan
         if refill.wants.mode == "live" and self._kitchen.backoff.lets(plan.key):
-            behind = Refill(self._kitchen, plan, refill.wants, behind=True)
+            behind = Refill.behind(self._kitchen, plan, refill.wants)
             self._flights.start(plan.key, plan.env, deadline, trail, behind)
 
     async def _look_up(self, refill: Refill, deadline: float, trail: Trail, found: Entry | Nothing | None) -> Verdict:

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from broker_edge.core.money import Budget
 from broker_edge.core.plan import Plan
 from broker_edge.core.trail import Record
-from broker_edge.errors import CallerError, EdgeError, TargetDenied, TierBroken, UpstreamError
+from broker_edge.errors import NOT_SENT, CallerError, EdgeError, TargetDenied, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.ports import Budgets
 
@@ -157,13 +157,16 @@ class Purse:
     def sending(self) -> Iterator[None]:
         """The request is in the transport's hands: whatever ends this, cancellation included, the call is spent.
 
-        But for an error that says that no byte has left.
+        But for what says that no byte has left.
         """
         self._sent = True
         try:
             yield
         except UpstreamError as error:
             self._sent = error.sent
+            raise
+        except asyncio.CancelledError as error:
+            self._sent = NOT_SENT not in getattr(error, "__notes__", ())
             raise
         except (CallerError, TargetDenied):  # it could not be written down, or not be dialled
             self._sent = False

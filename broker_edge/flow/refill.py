@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 from uuid import UUID
@@ -12,41 +11,17 @@ from uuid import UUID
 import msgspec
 
 from broker_edge.core.exchange import DataObject, Entry, Fetched, Freshness, Reply
-from broker_edge.core.freshness import Admission, Fresh, Negative, StaleUsable, Verdict
-from broker_edge.core.freshness import admit, excused, judge, outlasts, stands_in
+from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, excused, outlasts
 from broker_edge.core.plan import Plan
 from broker_edge.core.trail import FlightTrail, Record
 from broker_edge.core.validators import conditions_of, confirms, etag_of, last_modified_of
 from broker_edge.errors import EdgeError, RememberedStatus, UpstreamError
-from broker_edge.flow.background import Background
-from broker_edge.flow.backoff import Backoff
-from broker_edge.flow.calling import Calls
-from broker_edge.flow.tiers import Kept, Nothing, Tiers, shaped
+from broker_edge.flow.acceptance import Acceptance
+from broker_edge.flow.kitchen import Kitchen
+from broker_edge.flow.tiers import Kept, Nothing, shaped
 
+_ROUNDED = 1e-6  # seconds: databases keep microseconds
 _LAST_LOOK = 0.25  # seconds that a failed request looks for a stale answer where it has not met one
-
-
-class Kitchen:
-    """What refills are made with; `check_spool` raises TierBroken while an answer could not be written down: why pay for it?"""
-
-    def __init__(
-        self,
-        tiers: Tiers,
-        calls: Calls,
-        background: Background,
-        *,
-        new_object_id: Callable[[], UUID],
-        check_spool: Callable[[], None],
-        backoff: Backoff | None = None,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self.tiers = tiers
-        self.calls = calls
-        self.background = background
-        self.backoff = backoff or Backoff()
-        self.new_object_id = new_object_id
-        self.check_spool = check_spool
-        self.now = now
 
 
 class Bought(NamedTuple):
@@ -57,92 +32,45 @@ class Bought(NamedTuple):
     renewed: bytes | memoryview | None = None
 
 
-class Refill:
-    """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself.
+class Refill(Acceptance):
+    """`flights.Work` for one plan and what its request accepts; a refresh accepts only what is newer than itself."""
 
-    `behind` a reply that is stale itself, nothing but what is fresh will do.
-    """
+    _kept: Kept | None = None  # the object that a 304 would confirm
+    _behind = False
 
-    def __init__(self, kitchen: Kitchen, plan: Plan, wants: Freshness, *, behind: bool = False) -> None:
-        self._kitchen = kitchen
-        self.plan = plan
-        self.wants = wants
-        self._accept = self.fresh if behind else self.accept
-        self._met: Entry | None = None  # too old to be fresh, and good enough perhaps to stand in
-        self._kept: Kept | None = None
-        self._not_before = kitchen.now() if wants.mode == "refresh" else None
+    @classmethod
+    def behind(cls, kitchen: Kitchen, plan: Plan, wants: Freshness) -> Refill:
+        """The refill behind a reply that is stale itself: nothing but what is fresh will do."""
+        refill = cls(kitchen, plan, wants)
+        refill._behind = True
+        return refill
 
-    def judge(self, found: Entry | Nothing) -> Verdict:
-        """What the request says to what a tier answered; a broken tier has nothing to judge, like an empty one."""
-        entry = found if isinstance(found, Entry) else None
-        caching = self.plan.source.caching
-        verdict = judge(
-            entry,
-            self._kitchen.now(),
-            ttl=caching.ttl,
-            wants=self.wants,
-            not_before=self._not_before,
-            while_revalidate=caching.stale_while_revalidate,
-            negative_ttl=caching.negative_ttl,
-        )
-        if not isinstance(verdict, Fresh) and entry is not None and entry.status < 400:
-            self._met = entry
-        return verdict
-
-    def fresh(self, verdict: Verdict) -> Fetched | None:
-        """What is answered as it is; raises RememberedStatus."""
-        if isinstance(verdict, Fresh):
-            return Fetched(verdict.entry, self.plan.key, "CACHE")
-        if isinstance(verdict, Negative):
-            listed = verdict.status in self.plan.source.retry.status_forcelist
-            retryable = listed or verdict.status in (429, 503)
-            raise RememberedStatus(verdict.status, retryable=retryable, age=verdict.age, remaining=verdict.remaining)
-        return None
-
-    def accept(self, verdict: Verdict) -> Fetched | None:
-        """What is answered without a call: also what is stale, where that will do or a refill has just failed."""
-        if isinstance(verdict, StaleUsable):
-            return Fetched(verdict.entry, self.plan.key, "CACHE", stale=True)
-        return self.fresh(verdict) or self._held_back()
-
-    def _held_back(self) -> Fetched | None:
-        if self._stands_in() and self._kitchen.backoff.holds(self.plan.key):
-            assert self._met is not None  # noqa: S101 it stands in
-            return Fetched(self._met, self.plan.key, "CACHE", stale=True)
-        return None
-
-    def _stands_in(self) -> bool:
-        caching = self.plan.source.caching
-        if self._met is None or not caching.stale_if_error or self.wants.mode != "live":
-            return False
-        now, grace = self._kitchen.now(), caching.stale_if_error
-        return stands_in(self._met, now, ttl=caching.ttl, if_error=grace, wants=self.wants)
+    def _take(self, verdict: Verdict) -> Fetched | None:
+        return self.fresh(verdict) if self._behind else self.accept(verdict)
 
     async def instead_of(self, error: EdgeError, trail: Record) -> Fetched | None:
         """A stale answer in the place of a failure, where the source's stale_if_error allows it."""
-        caching = self.plan.source.caching
-        if not caching.stale_if_error or self.wants.mode != "live" or not excused(error) or isinstance(error, RememberedStatus):
+        allowed = self.plan.source.caching.stale_if_error and self.wants.mode == "live"
+        if not allowed or not excused(error) or isinstance(error, RememberedStatus):
             return None
-        if self._met is None and (found := await self._look_again(trail)) is not None:
-            return found
-        if not self._stands_in():
+        if self.met is None and (fetched := await self._look_again(trail)) is not None:
+            return fetched
+        entry, status = self.stand_in(), error.upstream_status
+        if entry is None:
             return None
-        assert self._met is not None  # noqa: S101 it stands in
-        status = error.upstream_status
-        return Fetched(self._met, self.plan.key, "CACHE", upstream_status=status, stale=True, replaced_stale=True, forwarded=True)
+        return Fetched(entry, self.plan.key, "CACHE", upstream_status=status, stale=True, replaced_stale=True, forwarded=True)
 
     async def _look_again(self, trail: Record) -> Fetched | None:
         """Another request led the flight, and met what this one did not; what is fresh by now is the answer at once."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_LOOK):
-                return self._fresh_of(await self.hot(trail)) or (
-                    self._fresh_of(await self.durable(trail)) if self._met is None else None
-                )
+                for look in (self.hot, self.durable):
+                    verdict = self.judge(await look(trail))
+                    if isinstance(verdict, Fresh):
+                        return self.fresh(verdict)
+                    if self.met is not None:
+                        break
         return None
-
-    def _fresh_of(self, found: Entry | Nothing) -> Fetched | None:
-        verdict = self.judge(found)
-        return self.fresh(verdict) if isinstance(verdict, Fresh) else None
 
     async def hot(self, trail: Record) -> Entry | Nothing:
         return await self._kitchen.tiers.hot(self.plan.key, trail)
@@ -153,22 +81,21 @@ class Refill:
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
         """What will do by now: `found` (the hot tier's word at the moment the lease was won), else the durable tier's."""
-        return self._accept(self.judge(found or Nothing.ABSENT)) or await self._recall_kept(found, trail)
+        return self._take(self.judge(found or Nothing.ABSENT)) or await self._recall_kept(found, trail)
 
     async def _recall_kept(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
         tiers, caching, key = self._kitchen.tiers, self.plan.source.caching, self.plan.key
         kept = await tiers.kept(key, trail)
         if isinstance(kept, Nothing):
             return None
-        newer = found is None or found.status >= 400 or kept.entry.created_at > found.created_at
-        if newer:
+        if found is None or found.status >= 400 or kept.entry.created_at > found.created_at + _ROUNDED:
             await tiers.promote(key, kept.entry, caching.ttl, trail, grace=caching.grace, over=found is not None)
         self._kept = kept
-        return self._accept(self.judge(kept.entry))
+        return self._take(self.judge(kept.entry))
 
     async def reread(self, trail: FlightTrail) -> Fetched | None:
         """What another instance has just stored."""
-        return self._accept(self.judge(await self.hot(trail))) or self._accept(self.judge(await self.durable(trail)))
+        return self._take(self.judge(await self.hot(trail))) or self._take(self.judge(await self.durable(trail)))
 
     async def fetch(self, trail: Record, remaining: Callable[[], float]) -> Fetched:
         """Buy and keep, for a caller who may leave at any moment."""
@@ -230,7 +157,7 @@ class Refill:
         caching, status = self.plan.source.caching, error.upstream_status
         if error.code != "UPSTREAM_STATUS" or status is None or not caching.reusable:
             return
-        seconds, met = caching.negative_ttl.get(status, 0.0), self._met
+        seconds, met = caching.negative_ttl.get(status, 0.0), self.met
         if seconds and not (met is not None and outlasts(met, status, self._kitchen.now(), caching)):
             await self._kitchen.tiers.remember(self.plan.key, status, seconds, trail)
 
@@ -247,7 +174,7 @@ class Refill:
         entry = Entry(item.object_id, item.confirmed_at, await shaped(item) if renewed is None else renewed)
         caching = self.plan.source.caching
         await self._kitchen.tiers.store(item, entry, caching.ttl, trail, grace=caching.grace)
-        met = self._met is not None
+        met = self.met is not None
         if renewed is None:
             return Fetched(entry, self.plan.key, "REQUEST", started_at, item.created_at, item.status, replaced_stale=met)
         times = started_at, item.confirmed_at, 304
@@ -259,5 +186,5 @@ class Refill:
         if not isinstance(outcome, EdgeError):
             if not outcome.stale:
                 backoff.succeeded(key)
-        elif self._met is not None and outcome.kind.source != "caller" and not isinstance(outcome, RememberedStatus):
+        elif self.met is not None and outcome.kind.source != "caller" and not isinstance(outcome, RememberedStatus):
             backoff.failed(key, outcome.retry_after if isinstance(outcome, UpstreamError) else None)

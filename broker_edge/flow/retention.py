@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 import msgspec
 
@@ -102,26 +103,32 @@ class Retention:
         return [one for one in found if one.rows or one.kept or one.how == "drop"]
 
     async def _do(self, removal: Removal) -> Done:
-        gone = await self._remove(removal) if removal.rows or removal.how == "drop" else 0
-        self._on_event(
-            "retention" if gone is not None else "retention waits for another time: the table is in use",
-            table=removal.table,
-            how=removal.how,
-            partition=removal.partition,
-            before=removal.before.isoformat(),
-            rows=gone or 0,
-            kept=removal.kept,
-        )
+        try:
+            gone = await self._remove(removal) if removal.rows or removal.how == "drop" else 0
+        except TierBroken as error:
+            gone = None
+            self._on_event("retention waits for another time", reason=error.message, **_told(removal))
+        else:
+            self._on_event("retention", gone=gone, **_told(removal))
         return Done(removal, gone)
 
-    async def _remove(self, removal: Removal) -> int | None:
-        for left in reversed(range(_TRIES)):
+    async def _remove(self, removal: Removal) -> int:
+        for _ in range(_TRIES - 1):
             try:
                 return await self._store.remove(removal)
             except TierBroken:
-                if left:
-                    await self._sleep(_BETWEEN)
-        return None
+                await self._sleep(_BETWEEN)
+        return await self._store.remove(removal)
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._now(), UTC).date()
+
+
+def _told(removal: Removal) -> dict[str, Any]:
+    return {
+        "table": removal.table,
+        "how": removal.how,
+        "partition": removal.partition,
+        "before": removal.before.isoformat(),
+        "kept": removal.kept,
+    }

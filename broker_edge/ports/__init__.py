@@ -79,7 +79,8 @@ class Transport(Protocol):
     request has none (one engine can't leave them out). It raises
     `UpstreamError`: CONNECT_ERROR or TLS_ERROR (sent=False) where no byte of the request left, CONNECT_ERROR (sent=True)
     where the connection broke before an answer, TIMEOUT (sent=False) where connecting took longer than the connect time-out.
-    Deadlines are the caller's: cancelling the context at any await gives the connection up. `within` seconds the caller will
+    Deadlines are the caller's: cancelling the context at any await gives the connection up, and the cancellation carries the note
+    NOT_SENT where the request was still waiting for its turn. `within` seconds the caller will
     have done so: an engine that can't cancel what it has sent frees it then.
     """
 

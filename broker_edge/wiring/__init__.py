@@ -18,7 +18,6 @@ from broker_edge.backends.sql_analytics import SqlAnalytics
 from broker_edge.backends.sql_archive import SqlArchive
 from broker_edge.backends.sql_budget import SqlBudgets
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
-from broker_edge.backends.sql_sources import SqlSources
 from broker_edge.core.ids import uuid7, uuid7_bytes
 from broker_edge.core.trail import FlightTrail
 from broker_edge.flow.background import Background
@@ -26,8 +25,7 @@ from broker_edge.flow.broker import Broker
 from broker_edge.flow.budget import Purses
 from broker_edge.flow.flights import Flights
 from broker_edge.flow.journal import Journal
-from broker_edge.flow.refill import Kitchen
-from broker_edge.flow.registry import Registry
+from broker_edge.flow.kitchen import Kitchen
 from broker_edge.flow.tiers import Tiers
 from broker_edge.ports import Fleet, HotTier
 from broker_edge.settings import Settings, metrics_directory, otel_environment
@@ -38,7 +36,7 @@ from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
 from broker_edge.wiring.keys import make_vault
 from broker_edge.wiring.outbound import make_calls, make_secrets, new_token
 from broker_edge.wiring.retention import make_retention
-from broker_edge.wiring.stores import hot_and_fleet, make_bus, make_link, make_spool, make_tracking, make_transport, make_upstream
+from broker_edge.wiring.stores import hot_and_fleet, make_link, make_registry, make_spool, make_tracking, make_transport, make_upstream
 from broker_edge.wiring.watching import probes, watch
 
 __all__ = ["Edge", "NotMigrated", "build", "check_migrated", "new_id"]
@@ -64,9 +62,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     tracking = make_tracking(settings, log)
     engine = make_engine(settings.database, settings.db_pool_size)
     durable = SqlDurable(engine)
-    sources = SqlSources(engine, durable.writer)
-    bus = make_bus(settings, engine, link)
-    registry = Registry(sources, bus, new_id=new_id, timeout=settings.db_timeout, on_failure=log.failure)
+    registry = make_registry(settings, engine, durable, link, new_id, log)
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
     sinks = (metrics, log, tracing)

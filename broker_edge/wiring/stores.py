@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,6 +20,9 @@ from broker_edge.backends.redis_connect import Link, connect
 from broker_edge.backends.redis_link import RedisFleet, RedisHot
 from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
+from broker_edge.backends.sql_durable import SqlDurable
+from broker_edge.backends.sql_sources import SqlSources
+from broker_edge.flow.registry import Registry
 from broker_edge.flow.upstream import Upstream
 from broker_edge.guard.addresses import AddressGuard
 from broker_edge.ports import Bus, Fleet, HotTier, Transport
@@ -41,6 +46,13 @@ def make_bus(settings: Settings, engine: AsyncEngine, link: Link | None) -> Bus:
     if not settings.embedded:
         return PostgresBus(engine, settings.db_timeout)
     return LocalBus() if link is None else RedisBus(link, settings.redis_timeout)
+
+
+def make_registry(
+    settings: Settings, engine: AsyncEngine, durable: SqlDurable, link: Link | None, new_id: Callable[[], UUID], log: Log
+) -> Registry:
+    sources, bus = SqlSources(engine, durable.writer), make_bus(settings, engine, link)
+    return Registry(sources, bus, new_id=new_id, timeout=settings.db_timeout, on_failure=log.failure)
 
 
 def make_tracking(settings: Settings, log: Log) -> RedisTracking | None:

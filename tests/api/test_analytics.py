@@ -13,7 +13,10 @@ from broker_edge.core.record import Draft
 from tests.edges import Answer, Bureau, InProcess
 
 ROUTES = ["usage", "metrics", "cache-stats"]
-TODAY = datetime.now(UTC).date().isoformat
+
+
+def today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 async def created(edge: InProcess, bureau: Bureau, project: str | None = None, **terms: Any) -> str:
@@ -55,12 +58,12 @@ async def test_a_source_that_nobody_asked_has_empty_lists(edge: InProcess, burea
 
 
 async def test_requests_hits_and_failures_are_counted_by_day(edge: InProcess, bureau: Bureau) -> None:
-    source, before = await created(edge, bureau), TODAY()
+    source, before = await created(edge, bureau), today()
     for _ in range(3):
         assert (await fetched(edge, source, tax_id="1")).status == 200
     assert (await fetched(edge, source)).status == 400
     (requests,) = (await told(edge, source, "usage"))["requests_by_date"]
-    assert before <= requests["date"] <= TODAY()
+    assert before <= requests["date"] <= today()
     assert (requests["count"], requests["value"]) == (4, 4)
     performance = await told(edge, source, "metrics")
     assert [one["value"] for one in performance["error_rate_by_date"]] == [25.0]

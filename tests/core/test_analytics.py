@@ -70,18 +70,30 @@ def test_usage_adds_a_day_s_currencies_and_lists_their_money() -> None:
         "money": [{"currency": "BRL", "calls": 4, "spent": "1.40", "saved_by_cache": "0.35", "saved_by_coalescing": "0.07"}],
         "money_by_date": [
             {
-                **{"date": "2026-03-01", "currency": "BRL", "calls": 3, "spent": "1.05"},
-                **{"saved_by_cache": "0.35", "saved_by_coalescing": "0.07"},
+                "date": "2026-03-01",
+                "currency": "BRL",
+                "calls": 3,
+                "spent": "1.05",
+                "saved_by_cache": "0.35",
+                "saved_by_coalescing": "0.07",
             },
             {
-                **{"date": "2026-03-02", "currency": "BRL", "calls": 1, "spent": "0.35"},
-                **{"saved_by_cache": "0.00", "saved_by_coalescing": "0.00"},
+                "date": "2026-03-02",
+                "currency": "BRL",
+                "calls": 1,
+                "spent": "0.35",
+                "saved_by_cache": "0.00",
+                "saved_by_coalescing": "0.00",
             },
         ],
         "money_by_run": [
             {
-                **{"run_id": str(run), "currency": "BRL", "calls": 1, "spent": "0.35"},
-                **{"saved_by_cache": "0.00", "saved_by_coalescing": "0.00"},
+                "run_id": str(run),
+                "currency": "BRL",
+                "calls": 1,
+                "spent": "0.35",
+                "saved_by_cache": "0.00",
+                "saved_by_coalescing": "0.00",
             }
         ],
     }

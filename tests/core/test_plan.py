@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker_edge.core.exchange import SecretRef
 from broker_edge.core.plan import make_plan
 from broker_edge.core.source import DataSource
 from broker_edge.errors import CallerError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from datetime import UTC, date, datetime, timedelta
@@ -20,7 +21,7 @@ def test_there_are_days_and_months_ahead_without_a_gap() -> None:
     assert (days[0].first, days[-1].until) == (TODAY, TODAY + timedelta(days=15))
     assert (months[0].first, months[-1].until) == (date(2026, 12, 1), date(2027, 3, 1))
     for line in (days, months):
-        assert all(one.until == other.first for one, other in zip(line, line[1:], strict=False))
+        assert all(one.until == other.first for one, other in itertools.pairwise(line))
 
 
 def test_names_say_what_is_in_a_partition() -> None:

@@ -46,7 +46,9 @@ def test_a_date_is_kept_as_it_came(date: str) -> None:
     assert last_modified_of({"last-modified": f" {date} "}) == date
 
 
-@pytest.mark.parametrize("date", ["", "yesterday", "0", f"{DATE}\r\nX: y", f"{DATE}, {DATE}, {DATE}", "Wed, 99 Oct 2015 07:28:00 GMT"])
+@pytest.mark.parametrize(
+    "date", ["", "yesterday", "0", f"{DATE}\r\nX: y", f"{DATE}, {DATE}, {DATE}", "Wed, 99 Oct 2015 07:28:00 GMT"]
+)
 def test_what_is_no_date_is_never_sent_back(date: str) -> None:
     assert last_modified_of({"last-modified": date}) is None
 

@@ -16,7 +16,7 @@ from broker_edge.core.money import Budget
 from broker_edge.core.plan import Plan, make_plan
 from broker_edge.core.source import parse_source
 from broker_edge.core.trail import FlightTrail, TraceContext
-from broker_edge.errors import CallerError, EdgeError, TargetDenied, TierBroken, UpstreamError
+from broker_edge.errors import NOT_SENT, CallerError, EdgeError, TargetDenied, TierBroken, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.budget import Purse, Purses
 
@@ -154,6 +154,12 @@ async def test_a_budget_of_calls_needs_no_price(setup: Setup) -> None:
     assert (setup.record.calls, setup.record.cost, setup.accounts.calls) == (1, 0, 1)
 
 
+def waiting_for_its_turn() -> asyncio.CancelledError:
+    error = asyncio.CancelledError()
+    error.add_note(NOT_SENT)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "kept"),
     [
@@ -166,6 +172,7 @@ async def test_a_budget_of_calls_needs_no_price(setup: Setup) -> None:
         (EdgeError("INTERNAL", "no"), True),
         (RuntimeError("no"), True),
         (asyncio.CancelledError(), True),
+        (waiting_for_its_turn(), False),
     ],
 )
 async def test_a_call_is_given_back_only_where_certainly_nothing_was_sent(setup: Setup, error: BaseException, kept: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -238,18 +238,18 @@ async def test_a_failure_is_given_after_the_fleet_was_told(setup: Setup) -> None
 async def test_the_work_hears_what_came_of_it_before_anybody_else(setup: Setup) -> None:
     setup.fleet.settling = Gate(is_open=False)
     failure = UpstreamError("UPSTREAM_STATUS", "the upstream answered 500", upstream_status=500)
-    failing, hung, working = Work(error=failure), Work(paying=False), Work()
+    work = Work(error=failure)
     async with asyncio.TaskGroup() as group:
-        joined = group.create_task(setup.join(failing))
+        waits = group.create_task(caught(setup, work, "a"))
         await setup.fleet.settling.reached.wait()
-        assert failing.heard == [failure]
+        assert (work.heard, setup.fleet.settled, waits.done()) == ([failure], [], False)
         setup.fleet.settling.open()
-        assert (await asyncio.wait([joined]))[0].pop().exception() is failure
-        joined = group.create_task(setup.join(hung, 0.05))
-        await asyncio.wait([joined])
-    with pytest.raises(UpstreamError):
-        joined.result()
-    await setup.background.drain(NET)
+
+
+async def test_the_work_hears_of_its_deadline_and_of_its_success(setup: Setup) -> None:
+    hung, working = Work(paying=False), Work()
+    assert await caught(setup, hung, "a", patience=0.05) is not None
+    assert await setup.background.drain(NET) == 0
     assert [one.code for one in hung.heard if isinstance(one, EdgeError)] == ["TIMEOUT"]
     assert await within_net(setup.join(working)) is ANSWER
     assert working.heard == [ANSWER]
@@ -259,16 +259,17 @@ async def test_what_the_hot_tier_remembers_it_tells_whoever_waits(setup: Setup) 
     remembered = RememberedStatus(404, retryable=False, age=1.0, remaining=9.0)
     work = Work(paying=False, error=remembered)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(caught(setup.join(work, identity={"key": name}))) for name in "abc"]
+        tasks = [group.create_task(caught(setup, work, name)) for name in "abc"]
         await work.paying.reached.wait()
         work.paying.open()
     assert [task.result() for task in tasks] == [remembered] * 3
     assert work.bought == 1
 
 
-async def caught(joined: Awaitable[Fetched]) -> EdgeError | None:
+async def caught(setup: Setup, work: Work, secret: str, *, patience: float = NET) -> EdgeError | None:
+    deadline = asyncio.get_running_loop().time() + patience
     try:
-        await joined
+        await setup.flights.join("key", {"key": secret}, deadline, new_trail(), work)
     except EdgeError as error:
         return error
     return None

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "broker_edge").rglob("*.py"))
-LOCKS = ["requirements.lock", "requirements-runtime.lock"]
+LOCKS = ["requirements.lock", "requirements-runtime.lock", "requirements-beam.lock"]
 
 
 def functions() -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import time
 import uuid
@@ -165,6 +166,27 @@ async def test_a_call_that_is_given_up_half_way_is_spent(edge: InProcess, bureau
     bureau.gate.set()
     assert codes([await edge.post(request(source))]) == {"BUDGET_EXHAUSTED": 1}
     assert await spent(edge, source) == (1, 2_500_000)
+
+
+@pytest.mark.parametrize("engine", ["pyreqwest", "httpx"])
+@pytest.mark.parametrize("attempt_timeout", [None, 0.2])
+async def test_a_call_that_is_given_up_while_it_waits_for_its_turn_costs_nothing(
+    tmp_path: Path, bureau: Bureau, engine: Any, attempt_timeout: float | None
+) -> None:
+    source = priced(f"{bureau.url}/{{{{ id }}}}", {"calls": 2})
+    queued = copy.deepcopy(source)
+    queued["source"] |= {"timeout": 0.5, "retry": {"max_retries": 0, "attempt_timeout": attempt_timeout}}
+    bureau.gate.clear()
+    async with in_process(settings(tmp_path, bureau.port, origin_max_in_flight=1, http_engine=engine)) as edge:
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(edge.post(request(source, {"id": "1"})))
+            await bureau.arrived.wait()
+            assert codes([await edge.post(request(queued, {"id": str(number)})) for number in (2, 3)]) == {"TIMEOUT": 2}
+            bureau.gate.set()
+        assert first.result().status == 200
+        assert await edge.edge.background.drain(30) == 0
+        assert await spent(edge, source) == (1, 2_500_000)
+        assert Counter((row.outcome, row.calls) for row in await edge.rows()) == {("fetched", 1): 1, ("timeout", None): 2}
 
 
 async def test_a_budget_is_exhausted_for_one_project_alone(edge: InProcess, bureau: Bureau) -> None:

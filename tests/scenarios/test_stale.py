@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 
 from broker_edge.core.exchange import Entry
 from broker_edge.errors import EdgeError
-from tests.edges import Bureau, InProcess, in_process, settings
+from tests.edges import Bureau, InProcess, in_process, request, settings
 from tests.scenarios.aging import NEW, OLD, Clock, ask, fails, kept, key_of, recovers, settled, source, summary
 from tests.scenarios.herds import PATIENCE, Gathering, fleet, herd, until
 from tests.servers import Postgres, Valkey, free_port
@@ -359,7 +360,7 @@ async def test_each_failure_doubles_the_pause_up_to_a_minute(edge: InProcess, bu
 
 
 async def test_a_success_ends_the_pause(edge: InProcess, bureau: Bureau) -> None:
-    body, clock = ask(source(bureau, ttl=0.001, stale_if_error=1000)), Clock(edge)
+    body, clock = ask(source(bureau, stale_if_error=1000)), Clock(edge)
     await kept(edge, body, age=100)
     fails(bureau)
     for _ in range(3):
@@ -368,6 +369,7 @@ async def test_a_success_ends_the_pause(edge: InProcess, bureau: Bureau) -> None
     recovers(bureau)
     assert summary(await edge.post(body))[:2] == ("REQUEST", NEW)
     fails(bureau)
+    edge.edge.broker._kitchen.now = lambda: time.time() + 100
     assert summary(await edge.post(body)) == ("CACHE", NEW, "fwd=stale; fwd-status=503")
     clock.now += 1.01  # as after a first failure
     await edge.post(body)
@@ -410,3 +412,14 @@ async def test_a_failure_that_no_stale_entry_covers_is_no_reason_to_wait(edge: I
     await edge.post(body)
     recovers(bureau)
     assert summary(await edge.post(body))[:2] == ("REQUEST", NEW)
+
+
+async def test_a_budget_that_is_spent_is_masked_and_costs_no_call(edge: InProcess, bureau: Bureau) -> None:
+    data_source = {**source(bureau, stale_if_error=100), "budget": {"calls": 1}}
+    Clock(edge)
+    await edge.post(request(data_source, {"id": "8"}))
+    assert (await edge.post(request(data_source, {"id": "9"}))).json()["error"]["code"] == "BUDGET_EXHAUSTED"
+    body = ask(data_source)
+    await kept(edge, body, age=100)
+    assert [summary(await edge.post(body))[2] for _ in range(2)] == ["fwd=stale", "hit; ttl=-41"]
+    assert len(bureau.calls) == 1
