@@ -18,9 +18,10 @@ import uvicorn
 
 from broker_edge import __version__
 from broker_edge.cli_fetch import fetch
+from broker_edge.cli_keys import keys
 from broker_edge.cli_retention import retention
 from broker_edge.cli_sources import sources
-from broker_edge.cli_start import fail, prepare, refuse_unmigrated, settings_in_force
+from broker_edge.cli_start import fail, prepare, refuse_closed_keys, refuse_unmigrated, settings_in_force
 from broker_edge.settings import MULTIPROCESS, PREFIX, Settings, share_with_children
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 app.add_typer(sources, name="sources")
 app.add_typer(retention, name="retention")
+app.add_typer(keys, name="keys")
 app.command()(fetch)
 
 
@@ -57,6 +59,7 @@ def serve(
     """Run the service."""
     settings = settings_in_force(host=host, port=port, workers=workers)
     asyncio.run(refuse_unmigrated(settings))
+    refuse_closed_keys(settings)
     # Workers are processes of their own and read the environment anew.
     for name, value in (("HOST", settings.host), ("PORT", settings.port), ("WORKERS", settings.workers)):
         share_with_children(f"{PREFIX}{name}", str(value))

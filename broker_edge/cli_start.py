@@ -43,3 +43,13 @@ async def refuse_unmigrated(settings: Settings) -> None:
         fail(f"the database can't be reached ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
     finally:
         await engine.dispose()
+
+
+def refuse_closed_keys(settings: Settings) -> None:
+    """A key file that can't be used stops the start; where there is none yet, the edge makes one."""
+    from broker_edge.wiring.keys import keys_of
+
+    try:
+        keys_of(settings)
+    except SettingsError as error:
+        fail(str(error))

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from broker_edge.backends.key_file import KeyFileError, read_keys
 from broker_edge.backends.migrations import current, head
 from broker_edge.backends.redis_link import RedisHot, connect
 from broker_edge.backends.sql_durable import make_engine
 from broker_edge.guard.addresses import parse_allowed
+from broker_edge.guard.vault import KeyRing
 from broker_edge.settings import PREFIX, Settings
 
 _PATIENCE = 5.0
@@ -38,6 +40,7 @@ async def examine(settings: Settings) -> list[Finding]:
         ("data directory", _data_dir),
         ("database", _database),
         ("hot tier", _hot_tier),
+        ("encryption keys", _keys),
         ("address guard", _guard),
     ]
     findings = []
@@ -54,6 +57,8 @@ _REMEDIES = {
     "data directory": f"set {PREFIX}DATA_DIR to a directory that this user may write",
     "database": f"check {PREFIX}DATABASE_URL, {PREFIX}DATA_DIR or {PREFIX}DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD",
     "hot tier": f"check {PREFIX}REDIS_URL, and that Redis runs",
+    "encryption keys": f"set {PREFIX}ENCRYPTION_KEYS to the same entry for every instance: the one in DATA_DIR/encryption_keys, "
+    "or a new one of `broker-edge keys generate` where nothing is sealed yet",
     "address guard": f"check {PREFIX}ALLOWED_PRIVATE_HOSTS",
 }
 
@@ -88,6 +93,24 @@ async def _hot_tier(settings: Settings) -> Finding:
     finally:
         await hot.aclose()
     return Finding("hot tier", True, "Redis answers")
+
+
+async def _keys(settings: Settings) -> Finding:
+    if settings.encryption_keys is not None:
+        count = len(KeyRing.parse(settings.encryption_keys.get_secret_value()).ids)
+        return Finding("encryption keys", True, f"{count} in force: the first seals, all open")
+    try:
+        text = read_keys(settings.data_dir)
+        if text is not None:
+            KeyRing.parse(text)
+    except KeyFileError as error:
+        return Finding("encryption keys", False, str(error), _REMEDIES["encryption keys"])
+    except ValueError as error:
+        return Finding("encryption keys", False, f"the file in DATA_DIR: {error}", _REMEDIES["encryption keys"])
+    if settings.embedded:
+        return Finding("encryption keys", True, "are in DATA_DIR" if text else "will be made in DATA_DIR at the first start")
+    message = "are in DATA_DIR alone, and other instances would need them" if text else "are not set"
+    return Finding("encryption keys", False, message, _REMEDIES["encryption keys"])
 
 
 async def _guard(settings: Settings) -> Finding:

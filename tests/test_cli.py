@@ -19,7 +19,7 @@ from broker_edge.cli import app
 from broker_edge.settings import PREFIX, Settings, load
 from tests import servers
 
-COMMANDS = ["serve", "migrate", "doctor", "demo", "bureau", "config", "sources", "fetch"]
+COMMANDS = ["serve", "migrate", "doctor", "demo", "bureau", "config", "sources", "fetch", "keys"]
 SECRET = "s3cr3t-canary"
 
 

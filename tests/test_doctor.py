@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from broker_edge.backends.key_file import NAME, make_keys
 from broker_edge.backends.migrations import head, migrate
 from broker_edge.backends.sql_durable import make_engine
 from broker_edge.cli import app
 from broker_edge.doctor import Finding, examine
+from broker_edge.guard.vault import new_entry
 from broker_edge.settings import PREFIX, Settings, load
 from tests import servers
 
 SECRET = "s3cr3t-canary"
-SUBJECTS = ["data directory", "database", "hot tier", "address guard"]
+SUBJECTS = ["data directory", "database", "hot tier", "encryption keys", "address guard"]
 
 
 async def prepare(settings: Settings) -> None:
@@ -51,13 +53,49 @@ async def test_a_set_up_with_servers_is_well(
     tmp_path: Path, redis_server: servers.Valkey, postgres_server: servers.Postgres
 ) -> None:
     settings = load(
-        {}, data_dir=tmp_path, database_url=postgres_server.create(), redis_url=redis_server.url, allowed_private_hosts="a:1,b:2"
+        {},
+        data_dir=tmp_path,
+        database_url=postgres_server.create(),
+        redis_url=redis_server.url,
+        allowed_private_hosts="a:1,b:2",
+        encryption_keys=f"{new_entry('b')},{new_entry('a')}",
     )
     await prepare(settings)
     found = await findings(settings)
     assert all(finding.ok for finding in found.values())
     assert found["hot tier"].message == "Redis answers"
     assert found["address guard"].message.startswith("2 private")
+    assert found["encryption keys"].message.startswith("2 in force")
+
+
+async def test_keys_of_one_instance_alone_are_no_keys_for_a_shared_database(
+    tmp_path: Path, postgres_server: servers.Postgres
+) -> None:
+    settings = load({}, data_dir=tmp_path, database_url=postgres_server.create())
+    await prepare(settings)
+    for message in ("are not set", "are in DATA_DIR alone, and other instances would need them"):
+        keys = (await findings(settings))["encryption keys"]
+        assert (keys.ok, keys.message) == (False, message)
+        assert f"set {PREFIX}ENCRYPTION_KEYS" in (keys.remedy or "")
+        make_keys(tmp_path, new_entry("a"))
+
+
+async def test_the_embedded_default_has_its_key_in_its_directory(tmp_path: Path) -> None:
+    settings = load({}, data_dir=tmp_path)
+    await prepare(settings)
+    assert (await findings(settings))["encryption keys"].message == "will be made in DATA_DIR at the first start"
+    make_keys(tmp_path, new_entry("a"))
+    assert (await findings(settings))["encryption keys"].message == "are in DATA_DIR"
+
+
+@pytest.mark.parametrize(("text", "mode", "words"), [("a:key", 0o600, "32 bytes"), (new_entry("a"), 0o644, "chmod 600")])
+async def test_keys_that_can_not_be_used_are_found(tmp_path: Path, text: str, mode: int, words: str) -> None:
+    settings = load({}, data_dir=tmp_path)
+    await prepare(settings)
+    make_keys(tmp_path, text)
+    (tmp_path / NAME).chmod(mode)
+    keys = (await findings(settings))["encryption keys"]
+    assert (keys.ok, words in keys.message) == (False, True)
 
 
 async def test_a_fresh_set_up_lacks_its_migration_alone(tmp_path: Path) -> None:
@@ -74,6 +112,7 @@ async def test_servers_that_are_gone_are_found_each_with_its_remedy(tmp_path: Pa
         data_dir=tmp_path,
         database_url=f"postgresql://u:{SECRET}@127.0.0.1:{port}/db",
         redis_url=f"redis://:{SECRET}@127.0.0.1:{port}/0",
+        encryption_keys=new_entry("a"),
     )
     found = await findings(settings)
     assert [subject for subject, finding in found.items() if not finding.ok] == ["database", "hot tier"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import traceback
 from pathlib import Path
 
@@ -92,6 +93,7 @@ BAD = [
     ("spool_max_bytes", "10"),
     ("spool_segment_bytes", "10"),
     ("shutdown_timeout", "0"),
+    ("encryption_keys", "key"),
     ("upstream_ca_file", "/nowhere/ca.pem"),
     ("allowed_private_hosts", "10.0.0.0/99"),
     ("allowed_private_hosts", "localhost:7001,bad host"),
@@ -275,3 +277,20 @@ def test_no_form_of_the_settings_shows_a_secret() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         load({}).port = 1  # type: ignore[misc]
+
+
+KEY = base64.b64encode(bytes(32)).decode()
+
+
+def test_encryption_keys_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"a:{KEY}\n")
+    for settings in (from_env(encryption_keys=f"a:{KEY}"), from_env(encryption_keys_file=str(tmp_path / "keys"))):
+        assert settings.encryption_keys is not None
+        assert settings.encryption_keys.get_secret_value() == f"a:{KEY}"
+        assert KEY not in repr(settings)
+        assert KEY not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("keys", [SECRET, f"a:{SECRET}", f"a:{KEY},a:{KEY}", f"{SECRET}!:{KEY}"])
+def test_encryption_keys_that_can_not_be_read_stop_the_start(keys: str) -> None:
+    assert complaint(encryption_keys=keys).startswith(f"{PREFIX}ENCRYPTION_KEYS: ")

@@ -31,6 +31,7 @@ from broker_edge.flow.registry import Registry
 from broker_edge.flow.snapshot import named_of
 
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization"})
+_SHOWN: Final = 2**20  # bytes of a value: it is searched for every secret in every form, which takes time
 
 
 class Book(NamedTuple):
@@ -153,19 +154,23 @@ def _report(probed: Probed, response_type: str, secrets: Iterable[Any], test_id:
 
 
 def _value(reply: Reply, response_type: str) -> tuple[bytes, UpstreamError | None]:
-    """The body as JSON text: by the response type, else as text, else a word in its place; and why it is not the first."""
+    """The body as JSON text: by the response type, else as text, else words in its place; and why it is not the first."""
     content_type = reply.headers.get("content-type")
     unread: UpstreamError | None = None
     for form in (response_type, "PLAIN_TEXT"):
         try:
-            return shape(reply.body, form, content_type), unread
+            return _bounded(shape(reply.body, form, content_type)), unread
         except UpstreamError as error:
             unread = unread or error
     return msgspec.json.encode(f"<binary, {len(reply.body)} bytes>"), unread
 
 
+def _bounded(value: bytes) -> bytes:
+    return value if len(value) <= _SHOWN else msgspec.json.encode(f"<{len(value)} bytes, {_SHOWN} at most are shown>")
+
+
 def _headers(headers: Iterable[tuple[str, str]], redaction: Redaction) -> dict[str, str]:
-    return {name: _header(name, value, redaction) for name, value in headers}
+    return {redaction.text(name): _header(name, value, redaction) for name, value in headers}
 
 
 def _header(name: str, value: str, redaction: Redaction) -> str:

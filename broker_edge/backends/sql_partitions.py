@@ -89,6 +89,10 @@ class PostgresPartitions:
         except DBAPIError as error:
             if isinstance(error.orig, _BUSY):
                 raise TierBroken("the table is in use") from None
+            if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise TierBroken("the role does not own the table") from None
+            if isinstance(error.orig, psycopg.errors.CheckViolation):
+                raise TierBroken("the default partition holds what belongs there") from None
             raise
 
 

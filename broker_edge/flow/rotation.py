@@ -27,9 +27,9 @@ class Rotated(NamedTuple):
 
 
 async def rotate(
-    store: SecretStore, vault: Vault, *, now: Callable[[], float] = time.time, progress: Callable[[int], None] = lambda _: None
+    store: SecretStore, vault: Vault, *, now: Callable[[], float] = time.time, progress: Callable[[], None] = lambda: None
 ) -> Rotated:
-    """Seal everything anew that is not under the first key; raises TierBroken. `progress` hears how many are done.
+    """Seal everything anew that is not under the first key; raises TierBroken. `progress` is called for each.
 
     One that is changed meanwhile is left to the next look: whoever changed it may have sealed it with another key yet.
     """
@@ -48,7 +48,7 @@ async def rotate(
                         unreadable.add(secret.secret_id)
                     else:
                         resealed += await store.reseal(secret, sealed)
-        progress(resealed + len(unreadable))
+                    progress()
 
 
 async def tally(store: SecretStore) -> Mapping[str | None, int]:

@@ -36,7 +36,15 @@ from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
 from broker_edge.wiring.keys import make_vault
 from broker_edge.wiring.outbound import make_calls, make_secrets, new_token
 from broker_edge.wiring.retention import make_retention
-from broker_edge.wiring.stores import hot_and_fleet, make_link, make_registry, make_spool, make_tracking, make_transport, make_upstream
+from broker_edge.wiring.stores import (
+    hot_and_fleet,
+    make_link,
+    make_registry,
+    make_spool,
+    make_tracking,
+    make_transport,
+    make_upstream,
+)
 from broker_edge.wiring.watching import probes, watch
 
 __all__ = ["Edge", "NotMigrated", "build", "check_migrated", "new_id"]

@@ -10,21 +10,34 @@ from broker_edge.settings import PREFIX, Settings, SettingsError
 from broker_edge.telemetry.logs import Log
 
 
-def make_vault(settings: Settings, log: Log) -> Vault:
-    """The vault of this process; raises SettingsError where the keys can't be used."""
+def keys_of(settings: Settings) -> KeyRing | None:
+    """The keys in force, None where none has been made yet. Raises SettingsError where they can't be used."""
     if settings.encryption_keys is not None:
-        return Vault(KeyRing.parse(settings.encryption_keys.get_secret_value()))
+        return KeyRing.parse(settings.encryption_keys.get_secret_value())
     try:
         text = read_keys(settings.data_dir)
-        if text is None:
-            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            text = make_keys(settings.data_dir, new_entry(f"k{secrets.token_hex(4)}"))
-            log.event("an encryption key was made in DATA_DIR", file=NAME)
-        vault = Vault(KeyRing.parse(text))
     except KeyFileError as error:
         raise SettingsError(f"{PREFIX}DATA_DIR: {error}") from None
-    except (OSError, ValueError):
-        raise SettingsError(f"{PREFIX}DATA_DIR: {NAME} holds no keys that can be read") from None
-    if not settings.embedded:
+    return None if text is None else _parsed(text)
+
+
+def make_vault(settings: Settings, log: Log) -> Vault:
+    """The vault of this process, with a key made for it where there is none. Raises SettingsError."""
+    ring = keys_of(settings)
+    if ring is None:
+        try:
+            settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ring = _parsed(make_keys(settings.data_dir, new_entry(f"k{secrets.token_hex(4)}")))
+        except (KeyFileError, OSError):
+            raise SettingsError(f"{PREFIX}DATA_DIR: {NAME} can't be written") from None
+        log.event("an encryption key was made in DATA_DIR", file=NAME)
+    if settings.encryption_keys is None and not settings.embedded:
         log.warning("the encryption key is in DATA_DIR alone: other instances need it too", setting=f"{PREFIX}ENCRYPTION_KEYS")
-    return vault
+    return Vault(ring)
+
+
+def _parsed(text: str) -> KeyRing:
+    try:
+        return KeyRing.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{PREFIX}DATA_DIR: {NAME}: {error}") from None

@@ -372,9 +372,9 @@ async def test_rotation_seals_everything_under_the_first_key_and_changes_no_valu
     both = Setup(vault(new, old), store)
     await both.secrets.set(record, "credential", {"CLIENT_ID": "already"}, complete=True)
     assert await tally(store) == {"old": 450, "new": 1}
-    told: list[int] = []
-    assert await rotate(store, both.vault, now=lambda: 1.0, progress=told.append) == Rotated(450, 0)
-    assert told == [200, 400, 450]
+    told: list[None] = []
+    assert await rotate(store, both.vault, now=lambda: 1.0, progress=lambda: told.append(None)) == Rotated(450, 0)
+    assert len(told) == 450
     assert await tally(store) == {"new": 451}
     alone = Setup(vault(new), store)
     assert [await alone.reveal(record, f"v{number}") for number in (0, 449)] == ["value 0", "value 449"]

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     # The command line may use what it talks about; `cli_edge` runs an edge in its process, hence the application.
     "cli": {
         *(ROOM_OF_ALL, "api", "backends", "core", "demo", "doctor", "errors"),
-        *("flow", "manifests", "server", "settings", "telemetry", "wiring"),
+        *("flow", "guard", "manifests", "ports", "server", "settings", "telemetry", "wiring"),
     },
     "server": {"api", "settings"},
     "protocol": {"refusal", "shortcut"},

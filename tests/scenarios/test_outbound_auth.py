@@ -34,7 +34,7 @@ async def oauth() -> AsyncIterator[Authority]:
 
 @pytest.fixture
 async def edge(backends: Settings) -> AsyncIterator[InProcess]:
-    async with in_process(backends.model_copy(update={"allowed_private_hosts": ("127.0.0.1",)})) as running:
+    async with in_process(backends.model_copy(update={"allowed_private_hosts": ("127.0.0.1",), "near_tier_bytes": 0})) as running:
         if backends.redis_url is not None:
             await running.edge.fleet.hearing.wait()  # type: ignore[attr-defined]
         yield running
@@ -453,7 +453,7 @@ def hire(tmp_path: Path, bureau: Bureau, own_redis: Valkey, postgres_server: Pos
     entry = new_entry("a")
 
     def hired(size: int, **values: Any) -> AbstractAsyncContextManager[list[InProcess]]:
-        chosen = {"encryption_keys": entry, "allowed_private_hosts": "127.0.0.1", **values}
+        chosen = {"encryption_keys": entry, "allowed_private_hosts": "127.0.0.1", "near_tier_bytes": 0, **values}
         return fleet(size, tmp_path, bureau, own_redis, postgres_server.create(), **chosen)
 
     return hired

@@ -182,7 +182,27 @@ async def test_a_partition_that_can_not_be_made_keeps_no_other_away(partitioned:
     month = f"data_object_{partitioned.today + timedelta(days=200):%Y%m}"
     assert month not in made
     assert len(made) == len(ahead(partitioned.today)) - 1
-    assert ("a partition could not be made", month) in [(what, facts.get("partition")) for what, facts in partitioned.events]
+    reason = "the default partition holds what belongs there"
+    assert ("a partition could not be made", {"partition": month, "reason": reason}) in partitioned.events
+
+
+async def test_a_role_that_owns_no_table_says_so_and_its_rows_are_taken_all_the_same(partitioned: Place) -> None:
+    name = f"edge_{uuid.uuid4().hex}"
+    await partitioned.run_sql(f"CREATE ROLE {name} LOGIN")
+    await partitioned.run_sql(f"GRANT USAGE ON SCHEMA data_broker TO {name}")
+    await partitioned.run_sql(f"GRANT SELECT, INSERT ON data_broker.run_data_request TO {name}")
+    other = Place(make_engine(partitioned.engine.url.set(username=name).render_as_string(hide_password=False)))
+    other.clock.days = 40
+    assert await other.retention().prepare() == []
+    assert {facts["reason"] for _, facts in other.events} == {"the role does not own the table"}
+    await other.tier.append([row(other.clock())], [])
+    await other.engine.dispose()
+    days = await SqlAnalytics(partitioned.engine).by_day(
+        SOURCE, None, Period(partitioned.today, partitioned.today + timedelta(60))
+    )
+    assert [day.requests for day in days] == [1]
+    await partitioned.run_sql(f"DROP OWNED BY {name}")
+    await partitioned.run_sql(f"DROP ROLE {name}")
 
 
 async def test_processes_that_prepare_at_once_make_each_partition_once(partitioned: Place) -> None:

@@ -274,6 +274,14 @@ async def test_a_body_that_is_not_what_it_should_be_is_shown_as_it_is(
     assert (report["status_code"], report["response_body"], report["error_code"]) == (200, shown, code)
 
 
+async def test_a_value_that_is_too_large_to_be_searched_is_not_shown(edge: InProcess, bureau: Bureau) -> None:
+    body = json.dumps(["x" * 2**20]).encode()
+    bureau._answer = lambda _: http_reply(body, 200, "Content-Type: application/json")
+    report = (await send(edge, "POST", f"{await source(edge, bureau.url)}/test", {})).json()
+    assert (report["status_code"], report["error"]) == (200, None)
+    assert report["response_body"] == f"<{len(body)} bytes, {2**20} at most are shown>"
+
+
 async def test_an_upstream_that_is_not_there_or_too_slow_is_reported(edge: InProcess, bureau: Bureau) -> None:
     bureau.gate.clear()
     path = await source(edge, f"{bureau.url}/{{{{ env.key }}}}", timeout=0.2)
