@@ -12,17 +12,14 @@ import structlog
 from broker_edge import __version__
 from broker_edge.api.fetch import Sink
 from broker_edge.api.ops import Prober
-from broker_edge.backends.dns import SystemResolver
 from broker_edge.backends.near import NearCache
 from broker_edge.backends.sql_analytics import SqlAnalytics
 from broker_edge.backends.sql_archive import SqlArchive
-from broker_edge.backends.sql_budget import SqlBudgets
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.core.ids import uuid7, uuid7_bytes
 from broker_edge.core.trail import FlightTrail
 from broker_edge.flow.background import Background
 from broker_edge.flow.broker import Broker
-from broker_edge.flow.budget import Purses
 from broker_edge.flow.flights import Flights
 from broker_edge.flow.journal import Journal
 from broker_edge.flow.kitchen import Kitchen
@@ -33,16 +30,14 @@ from broker_edge.telemetry.logs import Log
 from broker_edge.telemetry.metrics import Metrics
 from broker_edge.telemetry.otel import Tracing
 from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
-from broker_edge.wiring.keys import make_vault
-from broker_edge.wiring.outbound import make_calls, make_secrets, new_token
+from broker_edge.wiring.outbound import Outbound, new_token
 from broker_edge.wiring.retention import make_retention
 from broker_edge.wiring.stores import (
     hot_and_fleet,
+    make_journal,
     make_link,
     make_registry,
-    make_spool,
     make_tracking,
-    make_transport,
     make_upstream,
 )
 from broker_edge.wiring.watching import probes, watch
@@ -50,7 +45,6 @@ from broker_edge.wiring.watching import probes, watch
 __all__ = ["Edge", "NotMigrated", "build", "check_migrated", "new_id"]
 
 _SLOWEST_LOOK = 4.0  # in time-outs of Redis: dialling and asking, each at most twice
-_SHORTEST_BATCH = 30.0  # seconds that the database has at least for a batch of rows, which is larger than a request's store
 
 
 def new_id() -> uuid.UUID:
@@ -74,16 +68,11 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
     sinks = (metrics, log, tracing)
-    spool, rejected = make_spool(settings, "spool"), make_spool(settings, "rejected")
-    journal = Journal(spool, durable, rejected, new_row_id, within=max(_SHORTEST_BATCH, 6 * settings.db_timeout))
-    transport, resolver = make_transport(settings), SystemResolver()
-    upstream = make_upstream(settings, transport, resolver)
-    near = tracking.near if tracking else None
-    tiers = _tiers(settings, near, hot, durable, journal, background)
-    purses = Purses(SqlBudgets(engine, durable.writer), background, within=settings.db_timeout)
-    vault = make_vault(settings, log)
-    secrets = make_secrets(settings, engine, durable, vault, registry, background, new_id)
-    calls = make_calls(settings, upstream, purses, secrets, registry, vault, hot, fleet, background, log)
+    spool, rejected, journal = make_journal(settings, durable, new_row_id)
+    transport, resolver, upstream = make_upstream(settings)
+    tiers = _tiers(settings, tracking.near if tracking else None, hot, durable, journal, background)
+    outbound = Outbound(settings, engine, durable, registry, background, log)
+    calls = outbound.calls(upstream, hot, fleet)
     kitchen = Kitchen(tiers, calls, background, new_object_id=new_id, check_spool=spool.check)
     edge = Edge(
         settings=settings,
@@ -105,7 +94,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         tracking=tracking,
         sinks=sinks,
         registry=registry,
-        secrets=secrets,
+        secrets=outbound.secrets,
         calls=calls,
         analytics=SqlAnalytics(engine),
         retention=make_retention(settings, engine, durable.writer, log.event),

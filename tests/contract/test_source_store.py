@@ -222,6 +222,19 @@ async def test_reading_tells_of_secrets_what_may_be_told(store: SourceStore, sec
     assert "v1.k" not in repr(found)
 
 
+async def test_a_source_is_read_before_its_secrets(store: SourceStore, engine: AsyncEngine) -> None:
+    """The other way round a new revision could stand beside old secrets, and nothing would ever find it."""
+    source, tables = record(), []
+    await store.create(source)
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        tables.append(statement.partition("FROM ")[2].split()[0].rpartition(".")[2])
+
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", note)
+    await store.read([source.data_source_id])
+    assert tables == ["data_source", "data_source_env_var", "data_source_credential"]
+
+
 async def test_revisions_follow_every_change_and_are_the_same_object_while_there_is_none(
     store: SourceStore, secrets: SqlSecrets
 ) -> None:

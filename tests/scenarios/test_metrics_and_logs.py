@@ -189,6 +189,7 @@ async def test_the_level_filters_lines(
 ) -> None:
     body = asking(bureau)
     async with in_process(settings(tmp_path, bureau.port, log_level=level)) as edge:
+        capsysbinary.readouterr()  # what the start has to say
         await edge.post(body)
         await edge.post(body)
         assert [line["event"] for line in lines(capsysbinary.readouterr().out)] == events

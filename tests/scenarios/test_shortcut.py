@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from broker_edge.flow import journal
 from broker_edge.api.app import front
 from broker_edge.api.asgi import Answer as Asgi
 from broker_edge.core.trail import Trail
@@ -297,14 +298,14 @@ async def test_a_row_that_cannot_be_packed_takes_no_other_answer_along(served: S
     async with contextlib.AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(served.connected()) for _ in range(4)]
         keys = [(await connection.ask(served.body(number))).json()["key"] for number, connection in enumerate(connections)]
-        frame = served.edge.edge.journal._frame
+        frame = journal.frame_of
 
-        def broken(trail: Trail) -> bytes:
+        def broken(trail: Trail, row_id: bytes) -> bytes:
             if trail.key == keys[1]:
                 raise TypeError
-            return frame(trail)
+            return frame(trail, row_id)
 
-        monkeypatch.setattr(served.edge.edge.journal, "_frame", broken)
+        monkeypatch.setattr(journal, "frame_of", broken)
         for number, connection in enumerate(connections):
             connection.writer.write(post(served.body(number)))
         answers = [await connection.answer() for connection in connections]
