@@ -30,12 +30,11 @@ from broker_edge.telemetry.logs import Log
 from broker_edge.telemetry.metrics import Metrics
 from broker_edge.telemetry.otel import Tracing
 from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
-from broker_edge.wiring.outbound import Outbound, new_token
+from broker_edge.wiring.outbound import Outgoing, new_token
 from broker_edge.wiring.retention import make_retention
 from broker_edge.wiring.stores import (
-    hot_and_fleet,
+    make_hot,
     make_journal,
-    make_link,
     make_registry,
     make_tracking,
     make_upstream,
@@ -59,8 +58,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     log = Log(logger)
     background = Background(log.failure)
     metrics = Metrics(__version__, metrics_directory())
-    link = make_link(settings)
-    hot, fleet = hot_and_fleet(settings, link)
+    link, hot, fleet = make_hot(settings)
     tracking = make_tracking(settings, log)
     engine = make_engine(settings.database, settings.db_pool_size)
     durable = SqlDurable(engine)
@@ -71,9 +69,8 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     spool, rejected, journal = make_journal(settings, durable, new_row_id)
     transport, resolver, upstream = make_upstream(settings)
     tiers = _tiers(settings, tracking.near if tracking else None, hot, durable, journal, background)
-    outbound = Outbound(settings, engine, durable, registry, background, log)
-    calls = outbound.calls(upstream, hot, fleet)
-    kitchen = Kitchen(tiers, calls, background, new_object_id=new_id, check_spool=spool.check)
+    outgoing = Outgoing(settings, engine, durable, registry, background, log)
+    kitchen = Kitchen(tiers, outgoing.calls(upstream, hot, fleet), background, new_object_id=new_id, check_spool=spool.check)
     edge = Edge(
         settings=settings,
         broker=Broker(kitchen, _flights(settings, fleet, background, log, journal, metrics, sinks)),
@@ -94,8 +91,8 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         tracking=tracking,
         sinks=sinks,
         registry=registry,
-        secrets=outbound.secrets,
-        calls=calls,
+        secrets=outgoing.secrets,
+        calls=kitchen.calls,
         analytics=SqlAnalytics(engine),
         retention=make_retention(settings, engine, durable.writer, log.event),
         archive=SqlArchive(engine),

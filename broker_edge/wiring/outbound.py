@@ -1,14 +1,14 @@
-"""Secrets and what is made of them on the way upstream: the vault, kept secrets, tokens, calls."""
+"""What is needed on the way upstream beside the call itself: the vault, kept secrets, tokens, budgets."""
 
 from __future__ import annotations
 
 import random
 import time
 import uuid
-from collections.abc import Callable
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from broker_edge.backends.sql_budget import SqlBudgets
 from broker_edge.backends.sql_durable import SqlDurable
 from broker_edge.backends.sql_secrets import SqlSecrets
 from broker_edge.flow.background import Background
@@ -19,10 +19,10 @@ from broker_edge.flow.registry import Registry
 from broker_edge.flow.secrets import Secrets
 from broker_edge.flow.tokens import Tokens
 from broker_edge.flow.upstream import Upstream
-from broker_edge.guard.vault import Vault
 from broker_edge.ports import Fleet, HotTier
 from broker_edge.settings import Settings
 from broker_edge.telemetry.logs import Log
+from broker_edge.wiring.keys import make_vault
 
 
 def new_token() -> str:
@@ -30,48 +30,38 @@ def new_token() -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def make_secrets(
-    settings: Settings,
-    engine: AsyncEngine,
-    durable: SqlDurable,
-    vault: Vault,
-    registry: Registry,
-    background: Background,
-    new_id: Callable[[], uuid.UUID],
-) -> Secrets:
-    secrets = Secrets(
-        SqlSecrets(engine, durable.writer, new_id=new_id),
-        vault,
-        background,
-        new_id=new_id,
-        within=settings.db_timeout,
-        hears=lambda: registry.hearing,
-    )
-    registry.listeners.append(secrets.forget)
-    return secrets
+class Outgoing:
+    """`secrets`, and the `calls` that use them."""
 
+    def __init__(
+        self, settings: Settings, engine: AsyncEngine, durable: SqlDurable, registry: Registry, background: Background, log: Log
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._background = background
+        self._log = log
+        self._vault = make_vault(settings, log)
+        self._purses = Purses(SqlBudgets(engine, durable.writer), background, within=settings.db_timeout)
+        self.secrets = Secrets(
+            SqlSecrets(engine, durable.writer),
+            self._vault,
+            background,
+            new_id=uuid.uuid4,
+            within=settings.db_timeout,
+            hears=lambda: registry.hearing,
+        )
+        registry.listeners.append(self.secrets.forget)
 
-def make_calls(
-    settings: Settings,
-    upstream: Upstream,
-    purses: Purses,
-    secrets: Secrets,
-    registry: Registry,
-    vault: Vault,
-    hot: HotTier,
-    fleet: Fleet,
-    background: Background,
-    log: Log,
-) -> Calls:
-    tokens = Tokens(
-        hot,
-        fleet,
-        upstream,
-        vault,
-        background,
-        lease=settings.flight_lease,
-        new_token=new_token,
-        keep=RefreshTokens(secrets, registry, time.time).keep,
-        on_failure=log.failure,
-    )
-    return Calls(upstream, purses, uuid.uuid4, secrets, Proofs(tokens))
+    def calls(self, upstream: Upstream, hot: HotTier, fleet: Fleet) -> Calls:
+        tokens = Tokens(
+            hot,
+            fleet,
+            upstream,
+            self._vault,
+            self._background,
+            lease=self._settings.flight_lease,
+            new_token=new_token,
+            keep=RefreshTokens(self.secrets, self._registry, time.time).keep,
+            on_failure=self._log.failure,
+        )
+        return Calls(upstream, self._purses, uuid.uuid4, self.secrets, Proofs(tokens))

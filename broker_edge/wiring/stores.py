@@ -22,6 +22,7 @@ from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
 from broker_edge.backends.sql_durable import SqlDurable
 from broker_edge.backends.sql_sources import SqlSources
+from broker_edge.flow.journal import Journal
 from broker_edge.flow.registry import Registry
 from broker_edge.flow.upstream import Upstream
 from broker_edge.guard.addresses import AddressGuard
@@ -29,16 +30,16 @@ from broker_edge.ports import Bus, Fleet, HotTier, Transport
 from broker_edge.settings import Settings
 from broker_edge.telemetry.logs import Log
 
-
-def make_link(settings: Settings) -> Link | None:
-    return connect(settings.redis_url.get_secret_value(), settings.redis_timeout) if settings.redis_url else None
+_SHORTEST_BATCH = 30.0  # seconds that the database has at least for a batch of rows, which is larger than a request's store
 
 
-def hot_and_fleet(settings: Settings, link: Link | None) -> tuple[HotTier, Fleet]:
-    if link is None:
+def make_hot(settings: Settings) -> tuple[Link | None, HotTier, Fleet]:
+    """The hot tier and the fleet, behind the link to Redis that they share, where there is one."""
+    if settings.redis_url is None:
         memory = MemoryHot(settings.memory_tier_bytes)
-        return memory, LoneFleet(memory)
-    return RedisHot(link), RedisFleet(link)
+        return None, memory, LoneFleet(memory)
+    link = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
+    return link, RedisHot(link), RedisFleet(link)
 
 
 def make_bus(settings: Settings, engine: AsyncEngine, link: Link | None) -> Bus:
@@ -66,21 +67,32 @@ def make_tracking(settings: Settings, log: Log) -> RedisTracking | None:
     return RedisTracking(connect(url, settings.redis_timeout), NearCache(settings.near_tier_bytes), settings.redis_timeout)
 
 
-def make_spool(settings: Settings, name: str) -> FileSpool:
+def make_journal(
+    settings: Settings, durable: SqlDurable, new_row_id: Callable[[], bytes]
+) -> tuple[FileSpool, FileSpool, Journal]:
+    """The journal, behind its spool and the one for rows that the database refuses."""
+    spool, rejected = _spool(settings, "spool"), _spool(settings, "rejected")
+    return spool, rejected, Journal(spool, durable, rejected, new_row_id, within=max(_SHORTEST_BATCH, 6 * settings.db_timeout))
+
+
+def _spool(settings: Settings, name: str) -> FileSpool:
     return FileSpool(settings.data_dir / name, segment_bytes=settings.spool_segment_bytes, max_bytes=settings.spool_max_bytes)
 
 
-def make_transport(settings: Settings) -> Transport:
+def _transport(settings: Settings) -> Transport:
     extra_ca = settings.upstream_ca_file.read_bytes() if settings.upstream_ca_file else None
     engine = PyreqwestTransport if settings.http_engine == "pyreqwest" else HttpxTransport
     return engine(connect_timeout=settings.connect_timeout, extra_ca=extra_ca, max_in_flight=settings.origin_max_in_flight)
 
 
-def make_upstream(settings: Settings, transport: Transport, resolver: SystemResolver) -> Upstream:
-    return Upstream(
+def make_upstream(settings: Settings) -> tuple[Transport, SystemResolver, Upstream]:
+    """What calls upstreams, behind what it calls them by."""
+    transport, resolver = _transport(settings), SystemResolver()
+    upstream = Upstream(
         transport,
         AddressGuard(resolver, settings.allowed_private_hosts),
         max_encoded=settings.max_encoded_bytes,
         max_decoded=settings.max_decoded_bytes,
         random=random.random,
     )
+    return transport, resolver, upstream
