@@ -98,7 +98,7 @@ def migrate(as_json: AsJson = False) -> None:
 
 async def _migrate(settings: Settings) -> str:
     from broker_edge.backends.migrations import migrate as bring_up
-    from broker_edge.backends.sql_durable import make_engine
+    from broker_edge.backends.sql_durable import close_engine, make_engine
 
     engine = make_engine(settings.database)
     try:
@@ -106,7 +106,7 @@ async def _migrate(settings: Settings) -> str:
     except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
         fail(f"the database can't be migrated ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
     finally:
-        await engine.dispose()
+        await close_engine(engine)
 
 
 @app.command()

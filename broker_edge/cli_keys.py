@@ -86,7 +86,7 @@ def _vault(settings: Settings) -> Vault:
 
 
 def _with_store(settings: Settings, work: Callable[[SecretStore], Awaitable[T]]) -> T:
-    from broker_edge.backends.sql_durable import make_engine
+    from broker_edge.backends.sql_durable import close_engine, make_engine
     from broker_edge.backends.sql_secrets import SqlSecrets
 
     async def worked() -> T:
@@ -95,7 +95,7 @@ def _with_store(settings: Settings, work: Callable[[SecretStore], Awaitable[T]])
         try:
             return await work(SqlSecrets(engine))
         finally:
-            await engine.dispose()
+            await close_engine(engine)
 
     try:
         return asyncio.run(worked())

@@ -48,7 +48,7 @@ def run(
 
 
 def _with_retention(what: str, work: Callable[[Retention], Awaitable[T]]) -> T:
-    from broker_edge.backends.sql_durable import make_engine
+    from broker_edge.backends.sql_durable import close_engine, make_engine
     from broker_edge.wiring.retention import make_retention
 
     settings = settings_in_force()
@@ -62,7 +62,7 @@ def _with_retention(what: str, work: Callable[[Retention], Awaitable[T]]) -> T:
         except TierBroken as error:
             fail(f"{error.message}: check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
         finally:
-            await engine.dispose()
+            await close_engine(engine)
 
     return asyncio.run(worked())
 

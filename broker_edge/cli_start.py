@@ -30,7 +30,7 @@ def prepare(settings: Settings) -> None:
 
 
 async def refuse_unmigrated(settings: Settings) -> None:
-    from broker_edge.backends.sql_durable import make_engine
+    from broker_edge.backends.sql_durable import close_engine, make_engine
     from broker_edge.wiring import NotMigrated, check_migrated
 
     prepare(settings)
@@ -42,7 +42,7 @@ async def refuse_unmigrated(settings: Settings) -> None:
     except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
         fail(f"the database can't be reached ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
     finally:
-        await engine.dispose()
+        await close_engine(engine)
 
 
 def refuse_closed_keys(settings: Settings) -> None:

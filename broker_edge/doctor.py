@@ -12,7 +12,7 @@ from typing import Any
 from broker_edge.backends.key_file import KeyFileError, read_keys
 from broker_edge.backends.migrations import current, head
 from broker_edge.backends.redis_link import RedisHot, connect
-from broker_edge.backends.sql_durable import make_engine
+from broker_edge.backends.sql_durable import close_engine, make_engine
 from broker_edge.guard.addresses import parse_allowed
 from broker_edge.guard.vault import KeyRing
 from broker_edge.settings import PREFIX, Settings
@@ -78,7 +78,7 @@ async def _database(settings: Settings) -> Finding:
     try:
         revision = await current(engine)
     finally:
-        await engine.dispose()
+        await close_engine(engine)
     if revision == head():
         return Finding("database", True, f"is at revision {revision}")
     return Finding("database", False, f"is at revision {revision or 'none'}, not {head()}", "run `broker-edge migrate`")

@@ -88,7 +88,7 @@ async def test_the_embedded_default_has_its_key_in_its_directory(tmp_path: Path)
     assert (await findings(settings))["encryption keys"].message == "are in DATA_DIR"
 
 
-@pytest.mark.parametrize(("text", "mode", "words"), [("a:key", 0o600, "32 bytes"), (new_entry("a"), 0o644, "chmod 600")])
+@pytest.mark.parametrize(("text", "mode", "words"), [("a:key", 0o600, "32 bytes"), ("a:" + "A" * 43 + "=", 0o644, "chmod 600")])
 async def test_keys_that_can_not_be_used_are_found(tmp_path: Path, text: str, mode: int, words: str) -> None:
     settings = load({}, data_dir=tmp_path)
     await prepare(settings)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
+from threading import Thread
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 import sqlalchemy as sa
@@ -35,6 +37,9 @@ _DIRECT_FROM = (
     2  # objects or keys; a lone one goes where SQLAlchemy's events show it, unless others are under way: it costs thrice
 )
 
+_LAST_CALL = 5.0  # seconds
+_threads: WeakKeyDictionary[AsyncEngine, WeakSet[Thread]] = WeakKeyDictionary()
+
 # libpq's, in seconds but for the last: a server that vanished without a word is given up by the kernel.
 _KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
@@ -44,7 +49,10 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
     if url.startswith("sqlite"):
         engine = create_async_engine(url, connect_args={"timeout": timeout}, pool_size=pool_size)
         sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
-        return engine.execution_options(schema_translate_map={SCHEMA: None})
+        engine = engine.execution_options(schema_translate_map={SCHEMA: None})
+        threads = _threads[engine] = WeakSet()
+        sa.event.listen(engine.sync_engine, "connect", lambda connection, _: threads.add(connection.driver_connection._thread))
+        return engine
     return create_async_engine(
         url,
         pool_size=pool_size,
@@ -61,6 +69,13 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
             **_KEEPALIVE,
         },
     )
+
+
+async def close_engine(engine: AsyncEngine) -> None:
+    """Close all connections. Each of SQLite's has a thread, and one whose call was cancelled has yet to tell its end to this loop."""
+    await engine.dispose()
+    for thread in list(_threads.get(engine, ())):
+        await asyncio.to_thread(thread.join, _LAST_CALL)
 
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
@@ -132,7 +147,7 @@ class SqlDurable:
             await connection.execute(sa.select(1))
 
     async def aclose(self) -> None:
-        await self._engine.dispose()
+        await close_engine(self._engine)
 
     async def _found(self, keys: Sequence[str]) -> dict[str, DataObject]:
         async with self._engine.connect() as connection:

@@ -130,8 +130,8 @@ class SecretRef(NamedTuple):
 class Fetched(msgspec.Struct, frozen=True):
     """The outcome of a request or flight; times are epoch seconds, set, with the upstream's status, only where it was called.
 
-    Of what the cache answered: `forwarded` where the upstream was asked all the same, `revalidated` where it answered 304. `stale`:
-    past its ttl. `replaced_stale`: a stale entry was met on the way.
+    Of what the cache answered: `forwarded` where the upstream was asked all the same, `revalidated` where it answered 304.
+    `stale`: past its ttl. `replaced_stale`: a stale entry was met on the way.
     """
 
     entry: Entry

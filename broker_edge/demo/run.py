@@ -13,7 +13,7 @@ import time
 import uvicorn
 
 from broker_edge.backends.migrations import migrate
-from broker_edge.backends.sql_durable import make_engine
+from broker_edge.backends.sql_durable import close_engine, make_engine
 from broker_edge.cli_edge import in_this_process
 from broker_edge.demo.bureau import create_bureau
 from broker_edge.demo.register import register
@@ -83,7 +83,7 @@ async def _prepare(settings: Settings, bureau_url: str) -> None:
     try:
         await migrate(engine)
     finally:
-        await engine.dispose()
+        await close_engine(engine)
     async with in_this_process(settings, None) as edge:
         await register(edge, bureau_url)
 

@@ -27,7 +27,6 @@ from broker_edge.flow.outbound_auth import Proofs
 from broker_edge.flow.secrets import Secrets
 from broker_edge.flow.upstream import Upstream
 
-
 Scalar = str | int | float
 
 
@@ -117,7 +116,8 @@ class Calls:
         purse = self._purses.of(errand.plan, record)
         await self._prove(errand, record)
         try:
-            reply = await self._upstream.send(errand.request, policy, remaining, record, purse)
+            first = _but_401(policy) if errand.tokens else policy
+            reply = await self._upstream.send(errand.request, first, remaining, record, purse)
             if reply.status != 401 or not errand.tokens:
                 return reply
         except UpstreamError as error:
@@ -141,6 +141,13 @@ class Calls:
         run_id: UUID | None = getattr(record, "run_id", None)
         reading = Reading(purpose, self._now(), run_id, f"{record.context.trace_id:032x}")
         return {**plan.env, **await self._secrets.reveal(needed, plan.project, reading)}
+
+
+def _but_401(policy: RetryPolicy) -> RetryPolicy:
+    """What is repeated with the same token: not what was refused for it."""
+    if 401 not in policy.status_forcelist:
+        return policy
+    return dataclasses.replace(policy, status_forcelist=policy.status_forcelist - {401})
 
 
 def _needed(plan: Plan) -> Iterator[tuple[str, Any]]:

@@ -16,8 +16,8 @@ from broker_edge.errors import CallerError
 from broker_edge.settings import Settings
 from tests.edges import Answer, Bureau, InProcess, in_process, request, settings, spec
 from tests.scenarios.test_cost import CountingProxy, Statements
-from tests.scenarios.test_cost import edge as edge  # noqa: PLC0414 the fixture
-from tests.scenarios.test_cost import proxy as proxy  # noqa: PLC0414
+from tests.scenarios.test_cost import edge as edge
+from tests.scenarios.test_cost import proxy as proxy
 
 BY_NAME = "/internal/data-broker"
 

@@ -47,7 +47,7 @@ async def test_misses_are_answered_and_their_objects_arrive_when_it_speaks_again
 async def test_the_journal_says_that_it_fails_and_ships_when_it_speaks_again(
     own_postgres: Postgres, bureau: Bureau, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker_edge.wiring._SHORTEST_BATCH", 0.3)
+    monkeypatch.setattr("broker_edge.wiring.stores._SHORTEST_BATCH", 0.3)
     chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(), db_timeout=0.05)
     async with in_process(chosen) as edge:
         _signal(own_postgres, signal.SIGSTOP)

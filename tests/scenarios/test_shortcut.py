@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from broker_edge.flow import journal
 from broker_edge.api.app import front
 from broker_edge.api.asgi import Answer as Asgi
 from broker_edge.core.trail import Trail
+from broker_edge.flow import journal
 from broker_edge.protocol import EdgeProtocol
 from broker_edge.settings import Settings
 from broker_edge.shortcut import Heads, Shortcut
