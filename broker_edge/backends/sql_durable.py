@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from threading import Thread
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import aiosqlite
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
@@ -47,11 +49,12 @@ _KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count
 def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngine:
     """An engine for either database; `timeout` seconds bound connecting, and waiting for a connection or a lock."""
     if url.startswith("sqlite"):
-        engine = create_async_engine(url, connect_args={"timeout": timeout}, pool_size=pool_size)
+        threads: WeakSet[Thread] = WeakSet()
+        arguments = {"timeout": timeout, "async_creator_fn": partial(_sqlite, threads)}
+        engine = create_async_engine(url, connect_args=arguments, pool_size=pool_size)
         sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
         engine = engine.execution_options(schema_translate_map={SCHEMA: None})
-        threads = _threads[engine] = WeakSet()
-        sa.event.listen(engine.sync_engine, "connect", lambda connection, _: threads.add(connection.driver_connection._thread))
+        _threads[engine] = threads
         return engine
     return create_async_engine(
         url,
@@ -71,8 +74,15 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
     )
 
 
+def _sqlite(threads: WeakSet[Thread], *arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True  # as SQLAlchemy makes it
+    threads.add(connection._thread)
+    return connection
+
+
 async def close_engine(engine: AsyncEngine) -> None:
-    """Close all connections. Each of SQLite's has a thread, and one whose call was cancelled has yet to tell its end to this loop."""
+    """Close all connections, and wait for SQLite's threads: one whose call was cancelled has yet to tell its end to this loop."""
     await engine.dispose()
     for thread in list(_threads.get(engine, ())):
         await asyncio.to_thread(thread.join, _LAST_CALL)
