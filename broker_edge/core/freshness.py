@@ -24,7 +24,8 @@ _NONE: Final[Mapping[int, float]] = MappingProxyType({})
 _EXCUSED: Final = frozenset(
     {
         *("CONNECT_ERROR", "DNS_ERROR", "TLS_ERROR", "TIMEOUT", "UPSTREAM_INCOMPLETE", "UPSTREAM_TOO_LARGE", "PARSE_ERROR"),
-        *("BUDGET_EXHAUSTED", "CIRCUIT_OPEN", "OVERLOADED"),
+        # The last: what a call needs (its budget, its secrets) can't be reached, so that none is made.
+        *("BUDGET_EXHAUSTED", "CIRCUIT_OPEN", "OVERLOADED", "STORAGE_UNAVAILABLE"),
     }
 )
 

@@ -30,21 +30,29 @@ class Backoff:
         self._pauses: OrderedDict[str, Pause] = OrderedDict()
 
     def holds(self, key: str) -> bool:
-        """Whether `key` is to be left alone for now."""
-        pause = self._pauses.get(key)
-        if pause is None or pause.until <= self._now():
-            return False
-        self._pauses.move_to_end(key)
-        return True
+        """Whether `key` is left alone for now, and may be answered with what is stale meanwhile.
+
+        An upstream that said "there is none" is not in trouble: who asks while its word is fresh must hear it too.
+        """
+        pause = self._lasting(key)
+        return pause is not None and pause.excused
 
     def lets(self, key: str) -> bool:
-        """Whether a refill of `key` may begin; counts it where not."""
-        held = self.holds(key)
+        """Whether a refill of `key` behind a stale reply may begin; counts it where not."""
+        held = self._lasting(key) is not None
         self.held_back += held
         return not held
 
-    def failed(self, key: str, retry_after: float | None) -> None:
-        self._pauses[key] = paused(self._pauses.get(key), self._now(), retry_after=retry_after, rand=self._random())
+    def _lasting(self, key: str) -> Pause | None:
+        pause = self._pauses.get(key)
+        if pause is None or pause.until <= self._now():
+            return None
+        self._pauses.move_to_end(key)
+        return pause
+
+    def failed(self, key: str, retry_after: float | None, *, excused: bool = True) -> None:
+        before, now = self._pauses.get(key), self._now()
+        self._pauses[key] = paused(before, now, retry_after=retry_after, rand=self._random(), excused=excused)
         self._pauses.move_to_end(key)
         if len(self._pauses) > self._most:
             self._pauses.popitem(last=False)

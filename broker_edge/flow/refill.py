@@ -187,4 +187,5 @@ class Refill(Acceptance):
             if not outcome.stale:
                 backoff.succeeded(key)
         elif self.met is not None and outcome.kind.source != "caller" and not isinstance(outcome, RememberedStatus):
-            backoff.failed(key, outcome.retry_after if isinstance(outcome, UpstreamError) else None)
+            after = outcome.retry_after if isinstance(outcome, UpstreamError) else None
+            backoff.failed(key, after, excused=excused(outcome))

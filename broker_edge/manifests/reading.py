@@ -32,7 +32,10 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One data source as somebody wants it. `spec` is the body of POST /data-sources; `ignored` names members nobody reads."""
+    """One data source as somebody wants it. `spec` is the body of POST /data-sources; `ignored` names members nobody reads.
+
+    `named` are variables and credentials without a value, as exports have them: they should be set, from elsewhere.
+    """
 
     place: str
     name: str
@@ -41,10 +44,13 @@ class Document:
     published: bool = False
     variables: dict[str, Scalar] | None = None
     credentials: dict[str, Scalar] | None = None
+    named: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
 
-def read_documents(paths: Sequence[str], environment: Environment, project: str | None = None) -> list[Document]:
+def read_documents(
+    paths: Sequence[str], environment: Environment, project: str | None = None, *, allow_unknown: bool = False
+) -> list[Document]:
     """All documents of files and directories, `-` for standard input; raises `Refusal`."""
     found: list[Document] = []
     for path in paths:
@@ -55,7 +61,7 @@ def read_documents(paths: Sequence[str], environment: Environment, project: str 
                 raise Refusal(f"{name}: {error}") from None
             for index, value in enumerate(values, 1):
                 place = name if len(values) == 1 else f"{name}, document {index}"
-                found.append(_Reader(place, folder, environment, project).document(value))
+                found.append(_Reader(place, folder, environment, project, allow_unknown).document(value))
     return _distinct(found)
 
 
@@ -99,11 +105,15 @@ class _Reader:
     folder: Path
     environment: Environment
     project: str | None
+    allow_unknown: bool
 
     def document(self, value: Any) -> Document:
         given = self._json(value, "")
         if not isinstance(given, dict):
             self.refuse("", "must be a data source: an object with name and source")
+        ignored = tuple(unknown(given))
+        if ignored and not self.allow_unknown:  # a typo in a budget would be a published source without that limit
+            self.refuse(ignored[0], "is not known: correct it, or pass --allow-unknown if another version reads it")
         spec = bare({name: given[name] for name in SPEC if name in given})
         source_id = self._id(given, "data_source_id")
         if self._id(given, "project_id") not in (None, self.project):
@@ -117,7 +127,8 @@ class _Reader:
             published=self._published(given.get("status")),
             variables=self._secrets(given, "variables"),
             credentials=self._secrets(given, "credentials"),
-            ignored=tuple(unknown(given)),
+            named=(*_names(given.get("variables")), *_names(given.get("credentials"))),
+            ignored=ignored,
         )
 
     def refuse(self, member: str, what: str) -> NoReturn:
@@ -164,7 +175,7 @@ class _Reader:
     def _secrets(self, given: dict[str, Any], member: str) -> dict[str, Scalar] | None:
         """The values to set. A list of names, as exports have it, sets nothing."""
         value = given.get(member)
-        if value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        if value is None or _names(value):
             return None
         if not isinstance(value, dict):
             self.refuse(member, 'must be an object: {"NAME": value}, {"NAME": {"env": ...}} or {"NAME": {"file": ...}}')
@@ -187,9 +198,14 @@ class _Reader:
             self.refuse(member, 'must name one place: {"env": "NAME"} or {"file": "path"}')
         if "env" in value:
             if (text := self.environment(value["env"])) is None:
-                self.refuse(member, "names a variable of the environment that is not set")
+                self.refuse(member, f"names a variable of the environment that is not set: {value['env']}")
             return text
         try:
             return Path(self.folder, str(value["file"])).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, ValueError):
             self.refuse(member, "names a file that can't be read")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Names without values; nothing where `value` is no list of names."""
+    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()

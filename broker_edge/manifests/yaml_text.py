@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from typing import Any, Final, NoReturn
 
 import yaml
 
+_SHARED: Final = 100_000  # nodes that aliases may stand for in one text: a few lines could stand for billions
 _INT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FLOAT: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _LINE_END: Final = re.compile("[\r\x85\u2028\u2029]")
@@ -28,8 +30,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 PyYAML's own way: a table per class
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"))
+        if twice := next((name for name, count in names.items() if count > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"{twice} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -67,7 +69,7 @@ def load_documents(text: str) -> list[Any]:
         except RecursionError:
             raise Unreadable("is nested too deeply") from None
     try:
-        return list(yaml.load_all(text, _Loader))
+        return list(_constructed(_Loader(text)))
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise Unreadable(f"{line}{error.problem or 'is not YAML'}") from None
@@ -75,6 +77,38 @@ def load_documents(text: str) -> list[Any]:
         raise Unreadable("is neither YAML nor JSON") from None
     except RecursionError:
         raise Unreadable("is nested too deeply") from None
+
+
+def _constructed(loader: _Loader) -> Iterator[Any]:
+    """The documents of a stream, each made only once it is known how much its aliases stand for."""
+    left = _SHARED
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            sizes: dict[int, int] = {}
+            left -= _size(node, sizes) - len(sizes)
+            if left < 0:
+                raise Unreadable(f"its aliases stand for more than {_SHARED} nodes")
+            yield loader.construct_document(node)  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes there are in a tree with every alias written out; `sizes` remembers those that were counted."""
+    known = sizes.get(id(node))
+    if known is not None:
+        if not known:  # it is being counted: it holds itself
+            raise Unreadable("is nested too deeply")
+        return known
+    sizes[id(node)] = 0
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    sizes[id(node)] = found = 1 + sum([_size(part, sizes) for part in parts])
+    return found
 
 
 def dump_document(value: Any) -> str:
