@@ -118,6 +118,10 @@ class UpstreamError(EdgeError):
         self.sent = sent
 
 
+class TokenError(UpstreamError):
+    """The token endpoint failed: nothing was asked of the upstream, and so this is no answer of its that could be remembered."""
+
+
 class RememberedStatus(UpstreamError):
     """The upstream answered this error status `age` seconds ago; it is not asked again for another `remaining` seconds."""
 
@@ -132,3 +136,7 @@ class TierBroken(EdgeError):
 
     def __init__(self, message: str) -> None:
         super().__init__("STORAGE_UNAVAILABLE", message, retry_after=1.0)
+
+
+class Overtaken(TierBroken):
+    """Somebody else changed what was read before it was written; nothing is. Whoever reads again may get through."""

@@ -23,6 +23,7 @@ _MEMOISED = 16 * 1024  # bytes of a spec; larger ones are compiled each time, so
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>[^`]*)`)?$", re.DOTALL)
 _ENUM = re.compile(r"Invalid enum value .*", re.DOTALL)
 _LIVE: Final = Freshness()
+REFS_LIMIT: Final = 256
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
@@ -96,14 +97,24 @@ class Intake:
         trail.mode = wants.mode
         env = body.env_variables or {}
         if body.credential_refs:
-            env = self._with_refs(env, body.credential_refs, trail.project)
+            env = self._with_refs(env, body.credential_refs, source, trail.project)
         return FetchRequest(source, body.configured_params or {}, env, wants)
 
-    def _with_refs(self, env: dict[str, Any], refs: dict[str, CredentialRef], project: str | None) -> dict[str, Any]:
-        for name in refs:
+    def _with_refs(
+        self, env: dict[str, Any], refs: dict[str, CredentialRef], source: DataSource, project: str | None
+    ) -> dict[str, Any]:
+        """A credential is for `source.auth` alone: under a name of a template's choice it could be sent anywhere."""
+        if len(refs) > REFS_LIMIT:
+            raise CallerError("INVALID_REQUEST", f"credential_refs: names at most {REFS_LIMIT} secrets")
+        found: dict[str, Any] = {}
+        for name, ref in refs.items():
             if name in env:
                 raise CallerError("INVALID_REQUEST", f"credential_refs.{name}: is given in env_variables too")
-        return env | {name: self._sources.ref(project, ref.data_source_id, ref.var_name) for name, ref in refs.items()}
+            kept = found[name] = self._sources.ref(project, ref.data_source_id, ref.var_name)
+            if kept.kind == "credential" and (name != kept.name or name in source.request.names | source.request.env_names):
+                what = "stands for a credential, which goes under its own name and into no template"
+                raise CallerError("INVALID_REQUEST", f"credential_refs.{name}: {what}")
+        return env | found
 
 
 class IntakeByName:

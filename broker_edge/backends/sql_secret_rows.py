@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from broker_edge.backends.sql_errors import epoch_of
 from broker_edge.backends.tables import data_source_credential, data_source_env_var
 from broker_edge.core.record import SealedSecret, SecretKind, SecretMeta
-from broker_edge.errors import TierBroken
+from broker_edge.errors import Overtaken
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Change(NamedTuple):
 def change_of(stored: Iterable[SealedSecret], wanted: Iterable[SealedSecret], *, complete: bool) -> Change:
     """By name. A row and a version have one value for ever: who thought of another row than there is has an old picture.
 
-    Raises TierBroken where the row that `wanted` goes on from is gone: somebody else took it away meanwhile.
+    Raises Overtaken where the row that `wanted` goes on from is gone: somebody else took it away meanwhile.
     """
     before, after = {secret.name: secret for secret in stored}, {secret.name: secret for secret in wanted}
     change = Change([], [], [])
@@ -80,7 +80,7 @@ def change_of(stored: Iterable[SealedSecret], wanted: Iterable[SealedSecret], *,
         elif secret.version == 1:
             change.added.append(secret)
         else:
-            raise TierBroken("the secrets are being changed by others")
+            raise Overtaken("the secrets are being changed by others")
     kept = {secret.secret_id for secret in after.values() if _lasts(secret)}
     leaving = (old for name, old in before.items() if complete or name in after)
     change.dropped.extend(old for old in leaving if old.secret_id not in kept)

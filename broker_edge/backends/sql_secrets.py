@@ -106,15 +106,28 @@ class SqlSecrets:
             return (await connection.execute(kept.table.update().where(same).values(value=sealed))).rowcount == 1
 
     async def _apply(self, connection: AsyncConnection, kept: Kept, change: Change) -> None:
+        """One statement for each part of the change, for SQLite's one writer waits for nobody's thousand."""
         at = time_of(self._now())
-        for secret in change.dropped:
-            await connection.execute(kept.table.delete().where(kept.id == secret.secret_id))
-        for secret in change.added:
-            names = {kept.id.name: secret.secret_id, kept.name.name: secret.name, "data_source_id": secret.data_source_id}
-            await connection.execute(kept.table.insert(), {**names, **_told(secret), "created_at": at, "last_updated_at": at})
-        for secret in change.renewed:
-            values = {**_told(secret), "last_updated_at": at}
-            await connection.execute(kept.table.update().where(kept.id == secret.secret_id).values(values))
+        one = kept.id == sa.bindparam("secret")
+        names = (kept.id.name, kept.name.name, "data_source_id")
+        for statement, rows in (
+            (kept.table.delete().where(one), [{"secret": each.secret_id} for each in change.dropped]),
+            (
+                kept.table.insert(),
+                [
+                    dict(zip(names, (each.secret_id, each.name, each.data_source_id), strict=True))
+                    | _told(each)
+                    | {"created_at": at, "last_updated_at": at}
+                    for each in change.added
+                ],
+            ),
+            (
+                kept.table.update().where(one),
+                [_told(each) | {"secret": each.secret_id, "last_updated_at": at} for each in change.renewed],
+            ),
+        ):
+            if rows:
+                await connection.execute(statement, rows)
 
     async def _sealed(
         self, connection: AsyncConnection, kept: Kept, where: sa.ColumnElement[bool], most: int | None = None

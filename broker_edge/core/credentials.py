@@ -100,7 +100,7 @@ def _with_key(outbound: Outbound, auth: OutboundAuth, given: Credentials) -> Out
 def _with_header(outbound: Outbound, name: str, value: str) -> Outbound:
     lowered = name.lower()
     kept = [pair for pair in outbound.headers if pair[0].lower() != lowered]
-    return msgspec.structs.replace(outbound, headers=(*kept, (name, value)), bound_headers=frozenset({lowered}))
+    return msgspec.structs.replace(outbound, headers=(*kept, (name, value)), bound_headers=outbound.bound_headers | {lowered})
 
 
 def _identity(given: Credentials) -> bytes:

@@ -22,8 +22,9 @@ class Outbound(msgspec.Struct, frozen=True):
     unique without regard to case; Host, Content-Length and hop-by-hop headers are never among them. `conditions` are headers too,
     for the first hop alone: they make the request conditional on what a cache holds (RFC 9110 sections 13.1 and 15.4).
 
-    `bound_headers` (lower case) and `bound_params` name what proves who we are: like the identity of `tls` it is for this origin
-    alone. `any_status`: the answer is wanted whatever its status, with its body.
+    `bound_headers` (lower case) and `bound_params` name what proves who we are, or was filled in and may be a secret: like the
+    identity of `tls` it is for this origin alone. `any_status`: the answer is wanted whatever its status, with its body.
+    `follows`: whether a redirect is followed.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Outbound(msgspec.Struct, frozen=True):
     bound_headers: frozenset[str] = frozenset()
     bound_params: frozenset[str] = frozenset()
     any_status: bool = False
+    follows: bool = True
 
     def __repr__(self) -> str:
         return f"Outbound({self.method!r})"

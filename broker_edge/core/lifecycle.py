@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 
+from broker_edge.core.bodies import JsonBody
 from broker_edge.core.holes import Hole
 from broker_edge.core.record import TERMS, Draft, SourceRecord
 from broker_edge.core.source import DataSource, parse_source
@@ -23,6 +24,7 @@ from broker_edge.errors import CallerError
 _CHANGEABLE: Final = ("timeout", "retry")  # members of a published `source` that may change
 _KNOWN: Final = frozenset(field.encode_name for field in msgspec.structs.fields(Source))
 _LEVELS: Final = 200  # of nesting: what every store and every client can read
+_NAME_LIMIT: Final = 255  # characters: an index of Postgres takes no row of more than 2,700 bytes
 _PLACES: Final = 6  # of seconds, as databases keep them: what is told first is what is read later
 _UNFIT: Final = re.compile(r"[\x00\ud800-\udfff]")  # for a column of text
 
@@ -30,12 +32,15 @@ _UNFIT: Final = re.compile(r"[\x00\ud800-\udfff]")  # for a column of text
 def new_record(draft: Draft, data_source_id: UUID, project_id: UUID | None, now: float) -> SourceRecord:
     """A draft's first record, under `data_source_id` unless it brings an id of its own.
 
-    Raises `CallerError` INVALID_DATA_SOURCE or TEMPLATE_REJECTED, as all functions here do that take a spec. `revision` begins
-    with the time: a source that was deleted and made again under its id must not be taken for what it was.
+    Raises `CallerError` INVALID_DATA_SOURCE or TEMPLATE_REJECTED, as all functions here do that take a spec. `generation` and
+    `revision` begin with the time in milliseconds: a source that was deleted and made again under its id must not be taken for
+    what it was, nor its answers for those of the new one.
     """
     now = round(now, _PLACES)
-    chosen, revision = draft.data_source_id or data_source_id, max(1, int(now * 1000))
-    first = SourceRecord(chosen, project_id, draft.name, {}, {}, {}, revision=revision, created_at=now, last_updated_at=now)
+    chosen, number = draft.data_source_id or data_source_id, max(1, int(now * 1000))
+    first = SourceRecord(
+        chosen, project_id, draft.name, {}, {}, {}, generation=number, revision=number, created_at=now, last_updated_at=now
+    )
     return _with(first, draft)[0]
 
 
@@ -55,8 +60,8 @@ def revised(record: SourceRecord, draft: Draft, now: float) -> SourceRecord:
         after = compiled(wanted)  # not as `draft` words it: what is asked stays word for word what it was
     else:
         before = _readable(record)
-    described = (record.description, record.metadata, _beside(record)) == (wanted.description, wanted.metadata, _beside(wanted))
-    return record if before == after and described else _changed(wanted, now)
+    same = before == after and _described(record) == _described(wanted)
+    return record if same else _changed(wanted, now)
 
 
 def published(record: SourceRecord, now: float) -> SourceRecord:
@@ -112,6 +117,8 @@ def _with(record: SourceRecord, draft: Draft) -> tuple[SourceRecord, DataSource]
 
 def _check_storable(draft: Draft) -> None:
     """JSON that no store turns into something else: no NaN, no half surrogate pairs, no bottomless nesting."""
+    if len(draft.name) > _NAME_LIMIT:
+        raise invalid(f"{ROOT}.name", f"must be at most {_NAME_LIMIT} characters long")
     if draft.description is not None and _UNFIT.search(draft.description):
         raise invalid(f"{ROOT}.description", "must hold no NUL and no half surrogate pairs")
     for member in ("name", "source", "caching", "terms", "metadata"):
@@ -144,15 +151,21 @@ def _readable(record: SourceRecord) -> DataSource | None:
         return None
 
 
-def _beside(record: SourceRecord) -> dict[str, Any]:
-    """Members of `source` that the edge does not know, and keeps for who does."""
-    return {name: value for name, value in record.source.items() if name not in _KNOWN and value is not None}
+def _described(record: SourceRecord) -> str:
+    """What is kept and not compiled: members of `source` that the edge does not know are kept for who does."""
+    beside = {name: value for name, value in record.source.items() if name not in _KNOWN and value is not None}
+    return _canonical([record.description, record.metadata, beside])
+
+
+def _canonical(value: Any) -> str:
+    """JSON with sorted members, where 1, 1.0 and true are three: Python takes them for one. Templates as Python shows them."""
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
 def _of_published(record: SourceRecord, wanted: SourceRecord, before: DataSource, after: DataSource) -> SourceRecord:
     """What of `wanted` a published record takes; its other members keep the words that they were given in."""
     for member, old, new in _fixed(before, after):
-        if old != new:
+        if old != new or _constants(old) != _constants(new):
             raise invalid(f"{ROOT}.{member}", "can't change once the data source is published")
     kept = {name: value for name, value in record.source.items() if name not in _CHANGEABLE}
     given = {name: wanted.source[name] for name in _CHANGEABLE if wanted.source.get(name) is not None}
@@ -163,6 +176,11 @@ def _of_published(record: SourceRecord, wanted: SourceRecord, before: DataSource
         caching=wanted.caching,
         source=kept | given,
     )
+
+
+def _constants(member: Any) -> str:
+    """Where a member's constants keep their JSON types: those of headers, parameters and URLs are text by now."""
+    return _canonical(member.tree) if isinstance(member, JsonBody) else ""
 
 
 def _fixed(before: DataSource, after: DataSource) -> Iterator[tuple[str, Any, Any]]:

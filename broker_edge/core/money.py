@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import Final
 
 import msgspec
@@ -65,7 +65,7 @@ def micros_of(amount: float | str, member: str) -> int:
     """A decimal, as text or as a JSON number, in millionths; more than six places are refused rather than rounded."""
     try:
         micros = Decimal(str(amount)) * MICROS
-    except InvalidOperation:
+    except DecimalException:
         raise invalid(member, "must be a decimal number") from None
     if not micros.is_finite() or not 0 <= micros <= _MOST * MICROS or micros != int(micros):
         raise invalid(member, f"must be from 0 to {_MOST} with six decimal places at most")

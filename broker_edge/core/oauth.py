@@ -82,8 +82,15 @@ def token_request(auth: OutboundAuth, given: Credentials, refresh: str | None = 
         form |= {"client_id": client, "client_secret": secret}
     else:  # section 2.3.1: each form-encoded before they are joined, so that a colon is none
         headers = (*headers, ("authorization", f"Basic {basic(quote_plus(client), quote_plus(secret))}"))
-    bound = frozenset({"authorization"})
-    return Outbound("POST", auth.token_url or "", headers, urlencode(form).encode(), tls=tls_of(auth, given), bound_headers=bound)
+    return Outbound(
+        "POST",
+        auth.token_url or "",
+        headers,
+        urlencode(form).encode(),
+        tls=tls_of(auth, given),
+        bound_headers=frozenset({"authorization"}),
+        follows=False,
+    )
 
 
 def read_grant(body: bytes) -> Grant:
@@ -94,9 +101,12 @@ def read_grant(body: bytes) -> Grant:
         answer = None
     if not isinstance(answer, Mapping):
         raise _unreadable("is no JSON object")
-    access, refresh = answer.get("access_token"), answer.get("refresh_token")
+    access, refresh, kind = answer.get("access_token"), answer.get("refresh_token"), answer.get("token_type")
     if not isinstance(access, str) or not _TOKEN.fullmatch(access):
         raise _unreadable("holds no access_token that can be sent")
+    # Section 7.1: a token of a type that is not understood must not be used. Some servers leave out the only one there is.
+    if kind is not None and not (isinstance(kind, str) and kind.lower() == "bearer"):
+        raise _unreadable("has another token_type than Bearer")
     return Grant(access, _lifetime(answer.get("expires_in")), refresh if isinstance(refresh, str) and refresh else None)
 
 

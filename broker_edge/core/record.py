@@ -16,6 +16,8 @@ STATUSES: Final[tuple[Status, ...]] = ("DRAFT", "PUBLISHED", "ARCHIVED")
 SecretKind = Literal["variable", "credential"]
 TERMS: Final = ("cost_per_call", "billable", "budget")
 
+VARIABLES_LIMIT: Final = 1_000  # of one data source: each is read, sealed and remembered with all the others
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -40,7 +42,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
 
     `source` and `caching` are the JSON of the spec's members, `terms` its members about money (`cost_per_call`, `billable`,
     `budget`), those that were given. `generation` is part of every cache key and grows with every change of the source;
-    `revision` grows with every change of the source or of its secrets.
+    `revision` grows with every change of the source or of its secrets. Both begin with the time of the creation.
     """
 
     data_source_id: UUID

@@ -12,16 +12,16 @@ from broker_edge.errors import CallerError, UpstreamError
 
 MAX_HOPS = 5
 _KEEPS_METHOD = frozenset({307, 308})
-_STATUSES = _KEEPS_METHOD | {301, 302, 303}
+REDIRECTS = _KEEPS_METHOD | {301, 302, 303}
 _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language"})
-# Another origin gets nothing that could be a secret: any other header may have been filled from one.
+# Another origin gets nothing that could be a secret: what is left says how we speak, unless it was filled in.
 _FOR_ANYONE = frozenset({"accept", "accept-encoding", "accept-language", "user-agent", "content-type"})
 
 
 def redirected(request: Outbound, reply: Reply) -> Outbound | None:
     """The request of the next hop, or None where `reply` is the answer; raises UpstreamError for one that can't be followed."""
     location = reply.headers.get("location")
-    if reply.status not in _STATUSES or location is None:
+    if reply.status not in REDIRECTS or location is None or not request.follows:
         return None
     here = urlsplit(request.url)
     there = _resolved(request.url, location, reply.status)

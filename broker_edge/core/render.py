@@ -31,7 +31,10 @@ def render(plan: Plan) -> Outbound:
         if content is not None and "content-type" not in names:
             headers.append(("content-type", content_type))
     headers += [default for default in _DEFAULT_HEADERS if default[0] not in names]
-    return Outbound(request.method, request.url.render(scope, _pairs(request, scope)), tuple(headers), content)
+    # What a hole filled may be a secret, in whatever header it stands.
+    filled = frozenset([name.lower() for name, template in request.headers if template.holes])
+    url = request.url.render(scope, _pairs(request, scope))
+    return Outbound(request.method, url, tuple(headers), content, bound_headers=filled)
 
 
 def _headers(request: RequestTemplate, scope: Scope) -> list[tuple[str, str]]:

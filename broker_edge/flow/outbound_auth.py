@@ -82,5 +82,5 @@ class RefreshTokens:
         if not isinstance(current, str) or not precedes(current):
             raise EdgeError("INTERNAL", "the refresh token was changed while it was used")
         record = await self._registry.get(project, ref.data_source_id)
-        await self._secrets.set(record, ref.kind, {ref.name: refresh}, complete=False)
+        await self._secrets.set(record, ref.kind, {ref.name: refresh}, complete=False, tries=1)
         await self._registry.secrets_changed(ref.data_source_id)

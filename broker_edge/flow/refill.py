@@ -15,7 +15,7 @@ from broker_edge.core.freshness import Admission, Fresh, Verdict, admit, excused
 from broker_edge.core.plan import Plan
 from broker_edge.core.trail import FlightTrail, Record
 from broker_edge.core.validators import conditions_of, confirms, etag_of, last_modified_of
-from broker_edge.errors import EdgeError, RememberedStatus, UpstreamError
+from broker_edge.errors import EdgeError, RememberedStatus, TokenError, UpstreamError
 from broker_edge.flow.acceptance import Acceptance
 from broker_edge.flow.kitchen import Kitchen
 from broker_edge.flow.tiers import Kept, Nothing, shaped
@@ -155,7 +155,7 @@ class Refill(Acceptance):
     async def _remember(self, error: UpstreamError, trail: Record) -> None:
         """The source's negative_ttl, but not in the place of an entry that is worth more. Before the lease is given back."""
         caching, status = self.plan.source.caching, error.upstream_status
-        if error.code != "UPSTREAM_STATUS" or status is None or not caching.reusable:
+        if error.code != "UPSTREAM_STATUS" or status is None or not caching.reusable or isinstance(error, TokenError):
             return
         seconds, met = caching.negative_ttl.get(status, 0.0), self.met
         if seconds and not (met is not None and outlasts(met, status, self._kitchen.now(), caching)):

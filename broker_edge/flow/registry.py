@@ -17,7 +17,7 @@ from broker_edge.core.exchange import SecretRef
 from broker_edge.core.lifecycle import archived, new_record, published, revised
 from broker_edge.core.record import Draft, SourceRecord, Status
 from broker_edge.errors import CallerError, EdgeError, TierBroken
-from broker_edge.flow.snapshot import Named, Snapshot, named_of, project_of, refs
+from broker_edge.flow.snapshot import Loaded, Named, Snapshot, loaded, named_of, project_of
 from broker_edge.ports import Bus, SourceStore
 
 __all__ = ["Named", "Registry"]
@@ -26,7 +26,8 @@ T = TypeVar("T")
 _EARLY: Final = 0.8  # of the greatest age: then the next comparison begins
 _AGAIN: Final = 0.5  # seconds until a comparison that failed is made again
 _SLICE: Final = 200  # sources read in one go
-_BREATH: Final = 10  # sources compiled before others have their turn
+_BREATH: Final = 10  # sources compiled before others have their turn, or
+_SECRETS: Final = 1_000  # secrets indexed
 _TRIES: Final = 20  # somebody gets through at each
 
 
@@ -83,10 +84,10 @@ class Registry:
         record = self._snapshot.records.get(data_source_id)
         if record is None or project_of(record) != project:
             raise self._unknown()
-        for ref in refs(record):
-            if ref.name == var_name:
-                return ref
-        raise CallerError("MISSING_VARIABLE", f"The data source has no value for {var_name}")
+        found = self._snapshot.refs[data_source_id].get(var_name)
+        if found is None:
+            raise CallerError("MISSING_VARIABLE", f"The data source has no value for {var_name}")
+        return found
 
     async def get(self, project: str | None, data_source_id: UUID) -> SourceRecord:
         """As the database has it, archived or not. Raises `CallerError` DATA_SOURCE_NOT_FOUND, TierBroken."""
@@ -235,10 +236,13 @@ class Registry:
 
     async def _take(self, gone: Collection[UUID], records: Sequence[SourceRecord]) -> None:
         """Compile outside any request, a few at a time, then replace in one step and say so."""
-        found: list[tuple[SourceRecord, Named | None]] = []
-        for number, record in enumerate(records, 1):
-            found.append((record, self._compiled(record)))
-            if number % _BREATH == 0:
+        found: list[Loaded] = []
+        taken = 0.0
+        for record in records:
+            found.append(loaded(record, self._compiled(record)))
+            taken += 1 / _BREATH + len(record.secrets) / _SECRETS
+            if taken >= 1:
+                taken = 0.0
                 await asyncio.sleep(0)
         self._snapshot.replace(gone, found)
         for data_source_id in (*gone, *(record.data_source_id for record in records)):

@@ -7,6 +7,7 @@ Fails closed: a secret that can't be read, or not be opened, is no secret, and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,14 +17,15 @@ from uuid import UUID
 import msgspec
 
 from broker_edge.core.exchange import SecretRef
-from broker_edge.core.record import Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
-from broker_edge.errors import CallerError, EdgeError, TierBroken
+from broker_edge.core.record import VARIABLES_LIMIT, Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
+from broker_edge.errors import CallerError, EdgeError, Overtaken, TierBroken
 from broker_edge.flow.background import Background
 from broker_edge.guard.vault import Scalar, Vault
 from broker_edge.ports import SecretStore
 
 _MOST: Final = 10_000  # sources whose secrets are cached
 _EVERY: Final = 1.0  # seconds between flushes of the counts
+_TRIES: Final = 20  # somebody gets through at each
 ValueType = Literal["string", "number", "boolean", "null"]
 _Sealed = Mapping[tuple[SecretKind, str], SealedSecret]
 
@@ -81,19 +83,34 @@ class Secrets:
         *,
         complete: bool,
         keep: Collection[str] = (),
+        tries: int = _TRIES,
     ) -> Sequence[SecretMeta]:
         """Make the source's secrets of that kind what `values` says, null for unset; `complete` takes away all others but `keep`.
 
         A value that is what it was changes nothing, neither its version nor when it was changed. Answers what may be told of
-        them. The caller tells the registry. Raises INVALID_REQUEST where one to keep is not set.
+        them. The caller tells the registry. Raises INVALID_REQUEST where one to keep is not set or there would be too many,
+        Overtaken where others were quicker at each of the `tries`.
         """
+        for _ in range(tries - 1):
+            with contextlib.suppress(Overtaken):
+                return await self._set(record, kind, values, complete=complete, keep=keep)
+        return await self._set(record, kind, values, complete=complete, keep=keep)
+
+    async def _set(
+        self, record: SourceRecord, kind: SecretKind, values: Mapping[str, Scalar], *, complete: bool, keep: Collection[str]
+    ) -> Sequence[SecretMeta]:
         found = await self._store.read(record.data_source_id, Reading("change", self._now()))
         kept = {secret.name: secret for secret in found if secret.kind == kind}
+        if kind == "variable" and len({*values, *keep, *(() if complete else kept)}) > VARIABLES_LIMIT:
+            raise CallerError("INVALID_REQUEST", f"a data source has at most {VARIABLES_LIMIT} variables")
         secrets = [self._revised(record, kind, name, value, kept.get(name)) for name, value in values.items()]
         secrets += [_kept(kept, name) for name in keep]
         gone = kept.keys() - {secret.name for secret in secrets} if complete else ()
         if not gone and all(secret is kept.get(secret.name) for secret in secrets):
-            return [meta for meta in record.secrets if meta.kind == kind]
+            told = [meta for meta in record.secrets if meta.kind == kind]
+            # Otherwise the record is older than what was found, and the store has to say what may be told.
+            if {(meta.secret_id, meta.version) for meta in told} == {(each.secret_id, each.version) for each in kept.values()}:
+                return told
         written = await self._store.write(record.data_source_id, kind, secrets, complete=complete)
         self.forget(record.data_source_id)
         return written

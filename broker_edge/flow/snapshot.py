@@ -5,8 +5,8 @@ flow/registry.py fills it. Nothing here awaits, so that no request ever sees hal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -31,6 +31,21 @@ class Named(msgspec.Struct, frozen=True):
     env: Mapping[str, SecretRef]
 
 
+class Loaded(NamedTuple):
+    """A record with every secret of it that is set, by name, a variable before a credential; `named` where it can be compiled."""
+
+    record: SourceRecord
+    refs: Mapping[str, SecretRef]
+    named: Named | None
+
+
+def loaded(record: SourceRecord, named: Named | None) -> Loaded:
+    by_name: dict[str, SecretRef] = {}
+    for ref in _refs(record):
+        by_name.setdefault(ref.name, ref)
+    return Loaded(record, by_name, named)
+
+
 def named_of(record: SourceRecord, known: Named | None = None) -> Named:
     """The record compiled; what is `known` of it is used again where its spec is the same. Raises `CallerError`."""
     same = known is not None and known.record.spec() == record.spec()
@@ -42,7 +57,7 @@ def project_of(record: SourceRecord) -> str | None:
     return None if record.project_id is None else str(record.project_id)
 
 
-def refs(record: SourceRecord) -> Iterator[SecretRef]:
+def _refs(record: SourceRecord) -> Iterator[SecretRef]:
     """Every secret that is set, variables before credentials."""
     for kind in ("variable", "credential"):
         for secret in record.secrets:
@@ -55,7 +70,7 @@ def _env(record: SourceRecord, source: DataSource) -> Iterator[tuple[str, Secret
     then `core.lifecycle.compiled` lets no template name them.
     """
     used = RESERVED | (_NONE.union(*source.auth.alternatives) if source.auth else _NONE)
-    for ref in refs(record):
+    for ref in _refs(record):
         if ref.kind == "variable" or ref.name in used:
             yield ref.name, ref
 
@@ -66,6 +81,7 @@ class Snapshot:
     def __init__(self) -> None:
         self.revisions: dict[UUID, int] = {}
         self.records: dict[UUID, SourceRecord] = {}
+        self.refs: dict[UUID, Mapping[str, SecretRef]] = {}
         self.names: dict[Scoped, Named] = {}
         self.unusable: dict[Scoped, UUID] = {}
 
@@ -78,20 +94,20 @@ class Snapshot:
         named = self.names.get(_scoped(record)) if record else None
         return named if named and named.record is record else None
 
-    def replace(self, gone: Iterable[UUID], found: Iterable[tuple[SourceRecord, Named | None]]) -> None:
-        """All at once: `gone` are no more, `found` are what they are, without `Named` where they can't be compiled."""
-        found = list(found)
+    def replace(self, gone: Iterable[UUID], found: Collection[Loaded]) -> None:
+        """All at once: `gone` are no more, `found` are what they are."""
         # First all old names, then all new ones: two sources may have swapped theirs.
-        for data_source_id in (*gone, *(record.data_source_id for record, _ in found)):
+        for data_source_id in (*gone, *(each.record.data_source_id for each in found)):
             self._forget(data_source_id)
-        for record, named in found:
-            self.revisions[record.data_source_id] = record.revision
-            if record.status != "ARCHIVED":
-                self._add(record, named)
+        for each in found:
+            self.revisions[each.record.data_source_id] = each.record.revision
+            if each.record.status != "ARCHIVED":
+                self._add(*each)
 
-    def _add(self, record: SourceRecord, named: Named | None) -> None:
+    def _add(self, record: SourceRecord, refs: Mapping[str, SecretRef], named: Named | None) -> None:
         scoped = _scoped(record)
         self.records[record.data_source_id] = record
+        self.refs[record.data_source_id] = refs
         # Another source that had this name until a moment ago may not have been heard of yet.
         self.names.pop(scoped, None)
         self.unusable.pop(scoped, None)
@@ -102,6 +118,7 @@ class Snapshot:
 
     def _forget(self, data_source_id: UUID) -> None:
         self.revisions.pop(data_source_id, None)
+        self.refs.pop(data_source_id, None)
         record = self.records.pop(data_source_id, None)
         if record is None:
             return

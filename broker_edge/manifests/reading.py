@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -127,7 +127,7 @@ class _Reader:
             published=self._published(given.get("status")),
             variables=self._secrets(given, "variables"),
             credentials=self._secrets(given, "credentials"),
-            named=(*_names(given.get("variables")), *_names(given.get("credentials"))),
+            named=tuple(name for kind in ("variables", "credentials") for name in _listed(given.get(kind))),
             ignored=ignored,
         )
 
@@ -175,19 +175,26 @@ class _Reader:
     def _secrets(self, given: dict[str, Any], member: str) -> dict[str, Scalar] | None:
         """The values to set. A list of names, as exports have it, sets nothing."""
         value = given.get(member)
-        if value is None or _names(value):
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            self._check_names(member, value)
+            return None
+        if value is None:
             return None
         if not isinstance(value, dict):
             self.refuse(member, 'must be an object: {"NAME": value}, {"NAME": {"env": ...}} or {"NAME": {"file": ...}}')
+        self._check_names(member, value)
         found = {name: self._secret(item, f"{member}.{name}") for name, item in value.items()}
         for name, item in found.items():
-            if member == "credentials" and name not in CREDENTIALS:
-                self.refuse(f"credentials.{name}", f"must be one of {', '.join(CREDENTIALS)}")
             if member == "credentials" and (not isinstance(item, str) or not item):
                 self.refuse(f"credentials.{name}", "must be text and not empty")
+        return found
+
+    def _check_names(self, member: str, names: Iterable[str]) -> None:
+        for name in names:
+            if member == "credentials" and name not in CREDENTIALS:
+                self.refuse(f"credentials.{name}", f"must be one of {', '.join(CREDENTIALS)}")
             if member == "variables" and name in CREDENTIALS:
                 self.refuse(f"variables.{name}", "is a credential: it belongs under credentials")
-        return found
 
     def _secret(self, value: Any, member: str) -> Scalar:
         if value is None or isinstance(value, str | int | float):
@@ -206,6 +213,6 @@ class _Reader:
             self.refuse(member, "names a file that can't be read")
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    """Names without values; nothing where `value` is no list of names."""
-    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
+def _listed(value: Any) -> list[str]:
+    """Names without values, where there are no values."""
+    return value if isinstance(value, list) else []

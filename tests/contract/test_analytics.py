@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from broker_edge.backends.migrations import migrate
 from broker_edge.backends.sql_analytics import SqlAnalytics
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.tables import run_data_request_daily
@@ -53,31 +52,6 @@ def row(source: uuid.UUID, **members: Any) -> RequestRow:
 def call(source: uuid.UUID, seconds: float, **members: Any) -> RequestRow:
     times = {"start_time": NOON, "end_time": NOON + seconds}
     return row(source, **{"data_origin": "REQUEST", "outcome": "fetched", "calls": 1, **times, **members})
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated database that the tests of this module share: each has data sources of its own."""
-    directory: Path = tmp_path_factory.mktemp("database")
-    sqlite = f"sqlite:///{directory / 'edge.sqlite3'}"
-    url = load(
-        {}, database_url=sqlite if request.param == "sqlite" else request.getfixturevalue("postgres_server").create()
-    ).database
-
-    async def prepare() -> None:
-        engine = make_engine(url)
-        await migrate(engine)
-        await engine.dispose()
-
-    asyncio.run(prepare())
-    return url
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(database)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -80,27 +80,6 @@ def bare_row() -> RequestRow:
 def url_of(kind: str, request: pytest.FixtureRequest, directory: Path) -> str:
     url = f"sqlite:///{directory / 'edge.sqlite3'}" if kind == "sqlite" else request.getfixturevalue("postgres_server").create()
     return load({}, database_url=url).database
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated database that the tests of this module share: they tell themselves apart by their ids."""
-    url = url_of(request.param, request, tmp_path_factory.mktemp("database"))
-
-    async def prepare() -> None:
-        engine = make_engine(url)
-        await migrate(engine)
-        await engine.dispose()
-
-    asyncio.run(prepare())
-    return url
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(database)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture

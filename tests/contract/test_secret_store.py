@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -21,22 +20,9 @@ from broker_edge.core.lifecycle import archived
 from broker_edge.core.record import Reading, SealedSecret, SecretMeta, SourceRecord
 from broker_edge.errors import CallerError, TierBroken
 from tests import servers
-from tests.contract.registry_rows import database_of, record, secret
+from tests.contract.registry_rows import record, secret
 
 READING = Reading("fetch", 1_700_000_000.25)
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated database that the tests of this module share: they tell themselves apart by ids and names."""
-    return database_of(request.param, request, tmp_path_factory.mktemp("database"))
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(database)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture

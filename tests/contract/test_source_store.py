@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -22,19 +22,6 @@ from broker_edge.errors import CallerError, TierBroken
 from broker_edge.ports import SourceStore
 from tests import servers
 from tests.contract.registry_rows import database_of, record, secret
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A migrated database that the tests of this module share: they tell themselves apart by ids and names."""
-    return database_of(request.param, request, tmp_path_factory.mktemp("database"))
-
-
-@pytest.fixture
-async def engine(database: str) -> AsyncIterator[AsyncEngine]:
-    engine = make_engine(database)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture
