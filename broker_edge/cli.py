@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 
 from broker_edge import __version__
 from broker_edge.cli_fetch import fetch
@@ -97,12 +96,15 @@ def migrate(as_json: AsJson = False) -> None:
 
 
 async def _migrate(settings: Settings) -> str:
+    from broker_edge.backends.migrations import NewerDatabase
     from broker_edge.backends.migrations import migrate as bring_up
     from broker_edge.backends.sql_durable import close_engine, make_engine
 
     engine = make_engine(settings.database)
     try:
         return await bring_up(engine)
+    except NewerDatabase as error:
+        fail(str(error))
     except Exception as error:  # noqa: BLE001 whatever the driver says may hold the URL
         fail(f"the database can't be migrated ({type(error).__name__}): check {PREFIX}DATABASE_URL or {PREFIX}DB_*")
     finally:
@@ -127,7 +129,8 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def demo(
-    port: Port = None, bureau_port: Annotated[int, typer.Option(help="Port of the sample bureau, if it is free")] = 7001
+    port: Port = None,
+    bureau_port: Annotated[int, typer.Option(help="Port of the sample bureau, if it is free", min=0, max=65535)] = 7001,
 ) -> None:
     """Start the edge with its embedded default and a sample bureau, and print requests to paste."""
     from broker_edge.demo.run import run_demo
@@ -139,9 +142,10 @@ def demo(
 @app.command()
 def bureau(host: str = "127.0.0.1", port: Annotated[int, typer.Option(min=0, max=65535)] = 7001) -> None:
     """Run the sample bureau alone."""
-    from broker_edge.demo.bureau import create_bureau
+    from broker_edge.demo.run import run_bureau
 
-    uvicorn.run(create_bureau(), host=host, port=port, log_level="warning", access_log=False)
+    if not run_bureau(host, port):
+        fail(f"{host}:{port} can't be listened on: take another port with --port")
 
 
 @app.command(name="config")

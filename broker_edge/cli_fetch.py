@@ -13,12 +13,15 @@ from uuid import UUID
 import msgspec
 import typer
 
+from broker_edge.api.envelope import problem
 from broker_edge.backends.edge_client import EdgeClient
 from broker_edge.cli_screen import aside, progress
 from broker_edge.cli_start import fail
 from broker_edge.errors import EdgeError
+from broker_edge.settings import PREFIX
 
 BY_NAME = "/internal/data-broker"
+ALLOW = f"if it is meant, name it in the edge's {PREFIX}ALLOWED_PRIVATE_HOSTS, as in bureau.internal:8443"
 
 Params = Annotated[list[str] | None, typer.Argument(help="key=value is text, key:=value is JSON", metavar="[KEY=VALUE]...")]
 Url = Annotated[
@@ -63,7 +66,7 @@ def fetch(
 
 
 async def _fetch(url: str | None, body: Mapping[str, Any], as_json: bool) -> None:
-    async with edge_at(url, None) as edge:
+    async with edge_at(url, None, as_json) as edge:
         with progress(f"fetching {body['data_source_name']}"):
             answer, headers = await edge.send("POST", BY_NAME, body)
     if as_json:
@@ -114,8 +117,8 @@ def _valid_json(text: str) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def edge_at(url: str | None, project: UUID | None) -> AsyncIterator[EdgeClient]:
-    """The edge that a command asks; its refusals end the command with one line and code 1."""
+async def edge_at(url: str | None, project: UUID | None, as_json: bool = False) -> AsyncIterator[EdgeClient]:
+    """The edge that a command asks; its refusals end the command with one line and code 1, for programs with the problem too."""
     if url is not None and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
         fail("--url must be that of an edge, as in http://127.0.0.1:6002", 2)
     from broker_edge.cli_edge import reached
@@ -124,4 +127,12 @@ async def edge_at(url: str | None, project: UUID | None) -> AsyncIterator[EdgeCl
         async with reached(url, str(project) if project else None) as client:
             yield client
     except EdgeError as error:
-        fail(f"{error.code}: {error.message}")
+        if as_json:
+            typer.echo(problem(error)[1])
+        fail(refusal_line(error))
+
+
+def refusal_line(error: EdgeError) -> str:
+    """What a person reads of a refusal, with the remedy where only who runs the edge has it."""
+    remedy = f": {ALLOW}" if error.code == "TARGET_DENIED" else ""
+    return f"{error.code}: {error.message}{remedy}"

@@ -13,7 +13,7 @@ from broker_edge.cli_start import fail, refuse_unmigrated, settings_in_force
 from broker_edge.core.retention import Removal
 from broker_edge.errors import TierBroken
 from broker_edge.flow.retention import Retention
-from broker_edge.settings import PREFIX
+from broker_edge.settings import PREFIX, Settings
 
 retention = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="What is kept for how long (DATA_BROKER_RETENTION_...)."
@@ -21,6 +21,7 @@ retention = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 T = TypeVar("T")
+_LIMITS = tuple(name for name in Settings.model_fields if name.startswith("retention_") and name.endswith("_days"))
 _HEAD = ("table", "how", "partition", "before", "rows", "kept")
 
 
@@ -85,6 +86,9 @@ def _told(removal: Removal) -> dict[str, Any]:
 def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         say_json(list(rows))
+    elif not rows and not any(getattr(settings_in_force(), name) for name in _LIMITS):
+        names = ", ".join(f"{PREFIX}{name.upper()}" for name in _LIMITS)
+        say(f"no retention is set, everything is kept for ever: {names}")
     elif not rows:
         say("nothing is past its time")
     else:

@@ -13,12 +13,12 @@ from uuid import UUID
 import typer
 
 from broker_edge.backends.edge_client import EdgeClient
-from broker_edge.cli_fetch import AsJson, Params, Project, Url, edge_at, parameters
+from broker_edge.cli_fetch import ALLOW, AsJson, Params, Project, Url, edge_at, parameters, refusal_line
 from broker_edge.cli_screen import aside, progress, say, say_diff, say_json, say_table
 from broker_edge.cli_start import fail
 from broker_edge.errors import EdgeError
-from broker_edge.manifests.applying import SOURCES, carry_out, foretold, found, records
-from broker_edge.manifests.changes import Change, Outcome, Record, compare, described, exported
+from broker_edge.manifests.applying import SOURCES, Secrets, carry_out, foretold, found, names_set, records, secrets_of
+from broker_edge.manifests.changes import BESIDE, UNSET, Change, Outcome, Record, compare, described, exported
 from broker_edge.manifests.reading import Document, Refusal, read_documents
 from broker_edge.manifests.yaml_text import dump_document
 from broker_edge.settings import environment_value
@@ -28,13 +28,14 @@ sources = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help
 NameOrId = Annotated[str, typer.Argument(help="The data source's name, or its id", metavar="NAME|ID")]
 T = TypeVar("T")
 
+_STATES = {"unchanged": "dim", BESIDE: "dim", UNSET: "yellow"}
 _DONE = {"create": "created", "update": "updated", "unchanged": "unchanged"}
 _FORETOLD = {"create": "would be created", "update": "would be updated", "unchanged": "unchanged"}
 
 
-def _asked(url: str | None, project: UUID | None, ask: Callable[[EdgeClient], Awaitable[T]]) -> T:
+def _asked(url: str | None, project: UUID | None, ask: Callable[[EdgeClient], Awaitable[T]], as_json: bool = False) -> T:
     async def run() -> T:
-        async with edge_at(url, project) as edge:
+        async with edge_at(url, project, as_json) as edge:
             return await ask(edge)
 
     return asyncio.run(run())
@@ -45,13 +46,16 @@ def apply(
     files: Annotated[list[str], typer.Option("-f", "--file", help="A file, a directory, or - for standard input; repeatable")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen and change nothing")] = False,
     publish: Annotated[bool, typer.Option("--publish", help="Publish what is a draft, as `status: PUBLISHED` does")] = False,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Go on where a document has members that this version does not know")
+    ] = False,
     url: Url = None,
     project: Project = None,
     as_json: AsJson = False,
 ) -> None:
     """Make data sources what YAML or JSON documents say: missing ones are created, others updated; the rest is left alone."""
     try:
-        documents = read_documents(files, environment_value, str(project) if project else None)
+        documents = read_documents(files, environment_value, str(project) if project else None, allow_unknown=allow_unknown)
     except Refusal as error:
         fail(str(error))
     for document in documents:
@@ -75,9 +79,13 @@ async def _apply(
     changes = compare_or_fail(documents, await records(edge), publish)
     with progress("applying", len(changes)) as advance:
         for change in changes:
-            outcomes.append(foretold(change) if dry_run else await _carried_out(edge, change, len(outcomes), len(changes)))
+            if dry_run:
+                outcomes.append(foretold(change, await secrets_of(edge, change.record) if change.record else None))
+            else:
+                outcomes.append(await _carried_out(edge, change, len(outcomes), len(changes)))
             if not as_json:
                 _tell(outcomes[-1], dry_run)
+            _warn(outcomes[-1])
             advance()
 
 
@@ -93,7 +101,7 @@ async def _carried_out(edge: EdgeClient, change: Change, done: int, total: int) 
         return await carry_out(edge, change)
     except EdgeError as error:
         aside(f"{done} of {total} documents were applied; the rest was left alone")
-        fail(f"{change.document.place}: {error.code}: {error.message}")
+        fail(f"{change.document.place}: {refusal_line(error)}")
 
 
 def _tell(outcome: Outcome, dry_run: bool) -> None:
@@ -104,7 +112,14 @@ def _tell(outcome: Outcome, dry_run: bool) -> None:
     say_diff(outcome.diff)
     for kind, secrets in (("variable", outcome.variables), ("credential", outcome.credentials)):
         for name, state in secrets.items():
-            say(f"  {kind} {name}: {state}", "dim" if state == "unchanged" else "green")
+            say(f"  {kind} {name}: {state}", _STATES.get(state, "green"))
+
+
+def _warn(outcome: Outcome) -> None:
+    """Secrets may come after publication, so that it is done; but until they do, nothing can be fetched."""
+    unset = [name for name, state in (*outcome.variables.items(), *outcome.credentials.items()) if state == UNSET]
+    if unset and outcome.publish:
+        aside(f"{outcome.name}: published, fetches may fail until these are set: {', '.join(unset)}", "yellow")
 
 
 @sources.command(name="list")
@@ -117,18 +132,18 @@ def list_sources(
 ) -> None:
     """List the data sources."""
     query = {"status": status, "include_archived": "true" if include_archived or status == "ARCHIVED" else None}
-    there = _asked(url, project, lambda edge: records(edge, **query))
+    there = _asked(url, project, lambda edge: records(edge, **query), as_json)
     if as_json:
         say_json(there)
         return
-    rows = [[one["name"], one["status"], one["data_source_id"], str(one["last_updated_at"])] for one in there]
+    rows = [[one["name"], one["status"], one["data_source_id"], str(one.get("last_updated_at", "-"))] for one in there]
     say_table(["NAME", "STATUS", "ID", "LAST CHANGE"], sorted(rows))
 
 
 @sources.command()
 def show(name: NameOrId, url: Url = None, project: Project = None, as_json: AsJson = False) -> None:
     """Show a data source, and which of its secrets are set; never their values."""
-    record, secrets = _asked(url, project, lambda edge: _whole(edge, name))
+    record, secrets = _asked(url, project, lambda edge: _whole(edge, name), as_json)
     if as_json:
         say_json({**record, "secrets": secrets})
         return
@@ -140,12 +155,9 @@ def show(name: NameOrId, url: Url = None, project: Project = None, as_json: AsJs
     say(text.rstrip("\n"))
 
 
-async def _whole(edge: EdgeClient, name: str) -> tuple[Record, dict[str, list[Any]]]:
-    record = await found(edge, name)
-    if record["status"] == "ARCHIVED":
-        return record, {}
-    path = f"{SOURCES}/{record['data_source_id']}"
-    return record, {kind: await edge.call("GET", f"{path}/{kind}") for kind in ("variables", "credentials")}
+async def _whole(edge: EdgeClient, name: str) -> tuple[Record, Secrets]:
+    record = await found(edge, name, archived=True)
+    return record, await secrets_of(edge, record)
 
 
 def _label(meta: Mapping[str, Any]) -> str:
@@ -154,7 +166,7 @@ def _label(meta: Mapping[str, Any]) -> str:
 
 @sources.command(name="test")
 def probe(name: NameOrId, params: Params = None, url: Url = None, project: Project = None, as_json: AsJson = False) -> None:
-    """Call the upstream once and show what went out and came back; nothing is cached, secrets are redacted."""
+    """Make a real call, which costs what a call costs, and show it: nothing is cached, secrets are redacted."""
     given = parameters(params or ())
 
     async def ask(edge: EdgeClient) -> Any:
@@ -162,7 +174,7 @@ def probe(name: NameOrId, params: Params = None, url: Url = None, project: Proje
         with progress(f"testing {record['name']}"):
             return await edge.call("POST", f"{SOURCES}/{record['data_source_id']}/test", {"configured_params": given})
 
-    report = _asked(url, project, ask)
+    report = _asked(url, project, ask, as_json)
     if as_json:
         say_json(report)
     else:
@@ -176,6 +188,8 @@ def _tell_report(report: Mapping[str, Any]) -> None:
     say(f"{report['status_code'] or 'no answer'} in {report['response_time_ms']:.0f} ms", "green" if good else "red")
     if not good:
         say(str(report["error"]), "red")
+    if report.get("error_code") == "TARGET_DENIED":
+        aside(ALLOW)
     titles = {"request_url": "asked", "request_headers": "with", "response_headers": "answered with", "response_body": "body"}
     for member, title in titles.items():
         if report.get(member):
@@ -189,7 +203,7 @@ def publish(name: NameOrId, url: Url = None, project: Project = None, as_json: A
     async def ask(edge: EdgeClient) -> Any:
         return await edge.call("POST", f"{SOURCES}/{(await found(edge, name))['data_source_id']}/publish")
 
-    record = _asked(url, project, ask)
+    record = _asked(url, project, ask, as_json)
     if as_json:
         say_json(record)
     else:
@@ -206,15 +220,18 @@ def delete(
 ) -> None:
     """Delete a draft with its secrets, or archive a published data source: it serves nothing any more, its objects stay."""
 
+    if not yes and not sys.stdin.isatty():
+        fail("sources delete asks before it acts, and nobody can answer here: pass --yes", 2)
+
     async def ask(edge: EdgeClient) -> tuple[Record, str]:
         record = await found(edge, name)
         done = "archived" if record["status"] == "PUBLISHED" else "deleted"
-        if not yes and sys.stdin.isatty():
-            typer.confirm(f"{record['name']} will be {done}. Go on?", abort=True)
+        if not yes:
+            typer.confirm(f"{record['name']} will be {done}. Go on?", abort=True, err=as_json)
         await edge.call("DELETE", f"{SOURCES}/{record['data_source_id']}")
         return record, done
 
-    record, done = _asked(url, project, ask)
+    record, done = _asked(url, project, ask, as_json)
     if as_json:
         say_json({"data_source_id": record["data_source_id"], "name": record["name"], "action": done})
     else:
@@ -230,10 +247,12 @@ def export(
 ) -> None:
     """Print data sources as YAML that `apply` takes back; of secrets there are only names."""
 
-    async def ask(edge: EdgeClient) -> list[Record]:
-        return [await found(edge, name) for name in names] if names else await records(edge)
+    async def ask(edge: EdgeClient) -> list[str]:
+        there = [await found(edge, name) for name in names] if names else await records(edge)
+        with progress("exporting", len(there)) as advance:
+            return [await _exported(edge, record, advance) for record in sorted(there, key=lambda one: str(one["name"]))]
 
-    text = "---\n".join(exported(record) for record in sorted(_asked(url, project, ask), key=lambda one: str(one["name"])))
+    text = "---\n".join(_asked(url, project, ask))
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -241,3 +260,9 @@ def export(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         fail(f"{output}: {error.strerror}")
+
+
+async def _exported(edge: EdgeClient, record: Record, advance: Callable[[], None]) -> str:
+    secrets = await secrets_of(edge, record)
+    advance()
+    return exported(record, *(sorted(names_set(secrets, kind)) for kind in ("variables", "credentials")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import multiprocessing
 import os
 import signal
@@ -18,6 +19,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from broker_edge.settings import SERVER_SHARE, Settings
+from broker_edge.telemetry.logs import Log, configure
 
 if TYPE_CHECKING:
     from broker_edge.api.app import Front
@@ -83,7 +85,9 @@ def run_server(settings: Settings) -> bool:
     )
     if settings.workers == 1:
         return _Server(config).serve_until_told()
-    supervisor = _Supervisor(config, [config.bind_socket()])
+    log = Log(configure(settings.log_level))
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # what its workers do is told here
+    supervisor = _Supervisor(config, [config.bind_socket()], log)
     supervisor.run()
     return not supervisor.failed
 
@@ -107,9 +111,10 @@ class _Server(uvicorn.Server):
 class _Supervisor(Multiprocess):
     """uvicorn replaces workers that die; one that dies before it ever served would be replaced for ever."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], log: Log) -> None:
         super().__init__(config, sockets)
         self.failed = False
+        self._log = log
 
     def init_processes(self) -> None:
         super().init_processes()
@@ -122,8 +127,17 @@ class _Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         if not self.should_exit.is_set():
+            before = {process: process.process.is_alive() for process in self.processes}
             super().keep_subprocess_alive()
             self.failed = self.should_exit.is_set()  # a replacement could not start
+            for process in before.keys() - set(self.processes):
+                self._tell(process.pid, process.exitcode, hung=before[process] and process.exitcode == -signal.SIGKILL)
+
+    def _tell(self, pid: int | None, exitcode: int | None, *, hung: bool) -> None:
+        """One line for a worker that is replaced: how it ended, or that it was ended because it answered no more."""
+        code = exitcode or 0
+        how = {"signal": signal.Signals(-code).name} if code < 0 else {"exit_code": code}
+        self._log.warning("a worker hung and was replaced" if hung else "a worker died and was replaced", pid=pid, **how)
 
     def terminate_all(self) -> None:
         # While anybody holds the socket the kernel takes connections that no worker will ever accept.

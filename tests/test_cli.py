@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,9 @@ def test_the_version_is_the_package_s() -> None:
         ["serve", "--port", "70000"],
         ["serve", "--workers", "0"],
         ["config", "--yaml"],
+        ["demo", "--bureau-port", "99999999"],
+        ["demo", "--bureau-port", "-1"],
+        ["bureau", "--port", "65536"],
         ["serve", "x"],
     ],
     ids=" ".join,
@@ -158,6 +162,31 @@ def test_serving_an_unmigrated_database_is_refused_with_the_remedy(tmp_path: Pat
     assert done.exit_code == 1
     assert "run `broker-edge migrate`" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["serve"], ["migrate"], ["sources", "list"], ["doctor"], ["fetch", "a"]], ids=" ".join)
+def test_a_database_of_a_newer_version_is_said_to_be_one(tmp_path: Path, words: list[str]) -> None:
+    assert run("migrate", data_dir=str(tmp_path)).exit_code == 0
+    database = sqlite3.connect(tmp_path / "broker_edge.sqlite3")
+    with database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    done = run(*words, data_dir=str(tmp_path))
+    assert done.exit_code == 1
+    assert "the database is newer than this version" in done.output
+    assert "install the newer" in done.output
+    assert "broker-edge migrate" not in done.output
+    assert done.stderr.count("\n") == (0 if words == ["doctor"] else 1)
+
+
+def test_a_plan_says_where_no_retention_is_set(tmp_path: Path) -> None:
+    run("migrate", data_dir=str(tmp_path))
+    told = run("retention", "plan", data_dir=str(tmp_path)).stdout
+    assert "no retention is set" in told
+    assert all(name.upper() in told for name in Settings.model_fields if name.endswith("_days"))
+    assert run("retention", "plan", "--json", data_dir=str(tmp_path)).stdout == "[]\n"
+    told = run("retention", "plan", data_dir=str(tmp_path), retention_secret_access_days="3").stdout
+    assert told == "nothing is past its time\n"
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ def test_list_says_how_many_secrets_each_key_has_sealed(place: dict[str, str], r
 
 def test_rotate_moves_everything_under_the_first_key(place: dict[str, str], record: SourceRecord) -> None:
     done = run("rotate", "--json", **place, encryption_keys=f"{NEW},{OLD}")
-    assert (done.exit_code, json.loads(done.output)) == (0, {"key": "new", "resealed": HOW_MANY + 1, "unreadable": 0})
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"key": "new", "resealed": HOW_MANY + 1, "unreadable": 0})
+    assert done.stderr == (
+        "running instances need key new in DATA_BROKER_ENCRYPTION_KEYS: those without it can't open what it seals\n"
+    )
     assert run("rotate", **place, encryption_keys=f"{NEW},{OLD}").output == "0 sealed anew with new\n"
 
     async def revealed(engine: Any, secrets: Secrets) -> Any:
@@ -120,6 +123,20 @@ def test_rotate_moves_everything_under_the_first_key(place: dict[str, str], reco
     values, purposes = within(place, NEW, revealed)
     assert values == {"a": "value 4", "b": "me"}
     assert "rotation" in purposes
+
+
+def test_rotate_says_in_which_order_keys_change(place: dict[str, str]) -> None:
+    page = " ".join(run("rotate", "--help").output.split())
+    steps = [
+        "keys generate",
+        "behind the others",
+        "Put it first",
+        "`keys rotate`, with the same keys",
+        "shows 0 under the old key",
+    ]
+    found = [page.find(step) for step in steps]
+    assert -1 not in found
+    assert found == sorted(found)
 
 
 def test_rotate_fails_over_what_no_key_opens(place: dict[str, str], record: SourceRecord) -> None:

@@ -126,8 +126,8 @@ async def test_a_dry_run_shows_everything_and_changes_nothing(cli: CommandLine) 
     told = await cli("sources", "apply", "--dry-run", "-f", file)
     assert "credit_score: would be created, would be published" in told.stdout
     assert any("/score/" in line for line in diff_of(told.stdout))
-    assert "variable token: would be set" in told.stdout
-    assert "credential PASSWORD: would be set" in told.stdout
+    assert "variable token: given (compared when applied)" in told.stdout
+    assert "credential PASSWORD: given (compared when applied)" in told.stdout
     assert CANARY not in told.output
     assert await cli.listed() == {}
 
@@ -225,8 +225,17 @@ async def test_an_id_that_is_taken_stops_the_command_and_says_how_far_it_got(cli
 
 
 async def test_members_that_nobody_reads_are_said(cli: CommandLine) -> None:
-    done = await cli("sources", "apply", "--dry-run", "-f", cli.write(cli.spec(cashing={"ttl": 1})))
+    file = cli.write(cli.spec(cashing={"ttl": 1}))
+    done = await cli("sources", "apply", "--dry-run", "--allow-unknown", "-f", file)
     assert "sources.yaml (credit_score): cashing: is not known" in done.stderr
+
+
+async def test_a_member_that_nobody_reads_stops_the_command(cli: CommandLine) -> None:
+    file = cli.write(cli.spec("good"), cli.spec(budget={"call": 10}))
+    done = await cli("sources", "apply", "-f", file, code=1)
+    assert "sources.yaml, document 2: budget.call: is not known" in done.stderr
+    assert "--allow-unknown" in done.stderr
+    assert await cli.listed() == {}
 
 
 async def test_an_export_changes_nothing_when_it_is_applied(cli: CommandLine) -> None:
@@ -238,7 +247,7 @@ async def test_an_export_changes_nothing_when_it_is_applied(cli: CommandLine) ->
     }
     rich = cli.spec(
         source={"retry": {"max_retries": 2}, "auth": {"method": "basic"}, "headers": {"X": "{{ env.token }}", "Y": "0123"}},
-        variables={"token": CANARY},
+        variables={"token": CANARY, "more": "1"},
         credentials={"USERNAME": "me", "PASSWORD": CANARY},
         cost_per_call={"amount": "3.50", "currency": "EUR"},
         billable=True,
@@ -257,7 +266,11 @@ async def test_an_export_changes_nothing_when_it_is_applied(cli: CommandLine) ->
     again = await cli("sources", "apply", "-f", str(cli.directory / "all.yaml"))
     assert again.stdout.splitlines() == ["credit_score: unchanged", "soap: unchanged"]
     assert await cli.listed() == before
-    await cli("sources", "apply", "--project", PROJECT, "-f", str(cli.directory / "all.yaml"))
+    elsewhere = await cli("sources", "apply", "--project", PROJECT, "-f", str(cli.directory / "all.yaml"))
+    for secret in ("variable token", "variable more", "credential PASSWORD", "credential USERNAME"):
+        assert f"  {secret}: not set" in elsewhere.stdout
+    assert "credit_score: published, fetches may fail until these are set: token, more, PASSWORD, USERNAME" in elsewhere.stderr
+    assert "variables:\n- token\n- more\ncredentials:\n- PASSWORD\n- USERNAME\n" in text
     one = (await cli("sources", "export", "soap")).stdout
     assert one == (await cli("sources", "export", "soap", "--project", PROJECT)).stdout
     assert one in text
@@ -265,7 +278,7 @@ async def test_an_export_changes_nothing_when_it_is_applied(cli: CommandLine) ->
 
 async def test_the_list_is_a_table_with_archived_ones_on_demand(cli: CommandLine) -> None:
     await cli("sources", "apply", "-f", cli.write(cli.spec("a", status="PUBLISHED"), cli.spec("b")))
-    await cli("sources", "delete", "a")
+    await cli("sources", "delete", "a", "--yes")
     lines = (await cli("sources", "list")).stdout.splitlines()
     assert lines[0].split() == ["NAME", "STATUS", "ID", "LAST", "CHANGE"]
     assert [line.split()[:2] for line in lines[1:]] == [["b", "DRAFT"]]
@@ -279,13 +292,22 @@ async def test_the_list_is_a_table_with_archived_ones_on_demand(cli: CommandLine
 async def test_delete_takes_a_draft_away_and_archives_what_is_published(cli: CommandLine) -> None:
     await cli("sources", "apply", "-f", cli.write(cli.spec("a"), cli.spec("b")))
     assert (await cli("sources", "publish", "b")).stdout == "b: published\n"
-    assert (await cli("sources", "delete", "a")).stdout == "a: deleted\n"
-    told = json.loads((await cli("sources", "delete", "b", "--json")).stdout)
+    assert (await cli("sources", "delete", "a", "--yes")).stdout == "a: deleted\n"
+    told = json.loads((await cli("sources", "delete", "b", "--json", "--yes")).stdout)
     assert (told["name"], told["action"]) == ("b", "archived")
     assert set(await cli.listed("--include-archived")) == {"b"}
     assert "DATA_SOURCE_NOT_FOUND" in (await cli("fetch", "b", "tax_id=1", code=1)).stderr
-    shown = await cli("sources", "show", told["data_source_id"])
-    assert "status: ARCHIVED" in shown.stdout
+    for word in (told["data_source_id"], "b"):
+        assert "status: ARCHIVED" in (await cli("sources", "show", word)).stdout
+
+
+@pytest.mark.parametrize("status", ["DRAFT", "PUBLISHED"])
+async def test_nothing_goes_where_nobody_can_be_asked(cli: CommandLine, status: str) -> None:
+    await cli("sources", "apply", "-f", cli.write(cli.spec("a", status=status)))
+    done = await cli("sources", "delete", "a", code=2, stdin="y\n")
+    assert "pass --yes" in done.stderr
+    assert done.stdout == ""
+    assert {name: one["status"] for name, one in (await cli.listed()).items()} == {"a": status}
 
 
 @pytest.mark.parametrize(("word", "code", "left"), [("n", 1, {"a"}), ("y", 0, set())])
@@ -407,13 +429,37 @@ def test_every_command_has_help(command: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["show", "nobody"], ["test", "nobody"], ["publish", "nobody"], ["delete", "nobody"], ["export", "nobody"]],
+    [["show", "nobody"], ["test", "nobody"], ["publish", "nobody"], ["delete", "nobody", "--yes"], ["export", "nobody"]],
     ids=" ".join,
 )
 async def test_a_name_that_nobody_has_is_refused(cli: CommandLine, words: list[str]) -> None:
     done = await cli("sources", *words, code=1)
     assert done.stderr.splitlines()[-1].startswith("DATA_SOURCE_NOT_FOUND: ")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fetch", "nobody"],
+        *(["sources", word, "nobody"] for word in ("show", "test", "publish")),
+        ["sources", "delete", "a", "--yes"],
+    ],
+    ids=" ".join,
+)
+async def test_programs_get_the_problem_of_a_failure_as_json(cli: CommandLine, words: list[str]) -> None:
+    done = await cli(*words, "--json", code=1)
+    problem = json.loads(done.stdout)
+    assert (problem["error"]["code"], problem["status"]) == ("DATA_SOURCE_NOT_FOUND", 404)
+    assert problem["detail"] in done.stderr
+
+
+async def test_an_address_that_may_not_be_called_names_the_setting(cli: CommandLine) -> None:
+    await cli("sources", "apply", "-f", cli.write(cli.spec()))
+    none = {f"{PREFIX}ALLOWED_PRIVATE_HOSTS": ""}
+    for words in (("fetch",), ("sources", "test")):
+        done = await cli(*words, "credit_score", "tax_id=1", code=1, **none)
+        assert f"{PREFIX}ALLOWED_PRIVATE_HOSTS" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["sources", "list"], ["fetch", "a"]], ids=" ".join)
@@ -447,8 +493,16 @@ def test_an_edge_that_is_not_there_is_one_line(words: list[str]) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("answer", [http_reply(b"<html>"), http_reply(b"<html>", 404), json_reply({"error": "other"}, 500)])
-@pytest.mark.parametrize("words", [["sources", "list"], ["fetch", "a"]], ids=" ".join)
+NO_EDGE = [
+    *(http_reply(b"<html>"), http_reply(b"<html>", 404), json_reply({"error": "other"}, 500)),
+    *(json_reply({"a": 1}), json_reply([1]), json_reply([{"name": 1}])),
+]
+
+
+@pytest.mark.parametrize("answer", NO_EDGE)
+@pytest.mark.parametrize(
+    "words", [["sources", "list"], ["sources", "export"], ["sources", "show", "a"], ["fetch", "a"]], ids=" ".join
+)
 async def test_what_is_no_edge_is_one_line(tmp_path: Path, answer: bytes, words: list[str]) -> None:
     async with Bureau(lambda _: answer).running() as other:
         done = await CommandLine(tmp_path, other)(*words, "--url", other.url, code=1)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from broker_edge.backends.key_file import NAME, make_keys
 from broker_edge.backends.migrations import head, migrate
 from broker_edge.backends.sql_durable import make_engine
+from broker_edge.backends.sql_secrets import SqlSecrets
+from broker_edge.backends.sql_sources import SqlSources
 from broker_edge.cli import app
 from broker_edge.doctor import Finding, examine
-from broker_edge.guard.vault import new_entry
+from broker_edge.flow.background import Background
+from broker_edge.flow.secrets import Secrets
+from broker_edge.guard.vault import KeyRing, Vault, new_entry
 from broker_edge.settings import PREFIX, Settings, load
 from tests import servers
+from tests.flow.secret_store import source_record
 
 SECRET = "s3cr3t-canary"
 SUBJECTS = ["data directory", "database", "hot tier", "encryption keys", "address guard"]
@@ -73,9 +80,10 @@ async def test_keys_of_one_instance_alone_are_no_keys_for_a_shared_database(
 ) -> None:
     settings = load({}, data_dir=tmp_path, database_url=postgres_server.create())
     await prepare(settings)
-    for message in ("are not set", "are in DATA_DIR alone, and other instances would need them"):
+    for message in ("are not set, so that `serve` makes one in DATA_DIR: ", "are in DATA_DIR alone: "):
         keys = (await findings(settings))["encryption keys"]
-        assert (keys.ok, keys.message) == (False, message)
+        assert (keys.ok, keys.message.startswith(message)) == (False, True)
+        assert "it serves, but no other instance" in keys.message
         assert f"set {PREFIX}ENCRYPTION_KEYS" in (keys.remedy or "")
         make_keys(tmp_path, new_entry("a"))
 
@@ -86,6 +94,48 @@ async def test_the_embedded_default_has_its_key_in_its_directory(tmp_path: Path)
     assert (await findings(settings))["encryption keys"].message == "will be made in DATA_DIR at the first start"
     make_keys(tmp_path, new_entry("a"))
     assert (await findings(settings))["encryption keys"].message == "are in DATA_DIR"
+
+
+async def seal(settings: Settings, *entries: str) -> None:
+    engine = make_engine(settings.database)
+    background = Background(lambda _name, _error: None)
+    for number, entry in enumerate(entries):
+        record = msgspec.structs.replace(source_record(), name=f"sample {number}")
+        secrets = Secrets(SqlSecrets(engine), Vault(KeyRing.parse(entry)), background, new_id=uuid.uuid4, within=30)
+        await SqlSources(engine).create(record)
+        await secrets.set(record, "variable", {"a": "x", "b": None}, complete=True)
+        await secrets.set(record, "credential", {"CLIENT_ID": "me"}, complete=True)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_secrets_that_no_key_in_force_opens_are_found_with_the_keys_that_lack(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    members = {"data_dir": tmp_path}
+    if kind == "postgres":
+        members["database_url"] = request.getfixturevalue("postgres_server").create()
+    lost, gone, new = new_entry("lost"), new_entry("gone"), new_entry("new")
+    settings = load({}, **members, encryption_keys=new)
+    await prepare(settings)
+    await seal(settings, lost, gone, gone, new)
+    keys = (await findings(settings))["encryption keys"]
+    assert not keys.ok
+    assert "can't be opened" in keys.message
+    assert {"2 with key lost", "4 with key gone"} <= set(keys.message.partition(": ")[2].split(", "))
+    assert "put " in (keys.remedy or "")
+    assert "set those secrets again" in (keys.remedy or "")
+    both = await findings(load({}, **members, encryption_keys=f"{new},{lost},{gone}"))
+    assert both["encryption keys"].ok
+
+
+async def test_a_key_file_made_beside_an_older_database_is_found(tmp_path: Path) -> None:
+    settings = load({}, data_dir=tmp_path)
+    await prepare(settings)
+    await seal(settings, new_entry("old"))
+    assert "2 with key old" in (await findings(settings))["encryption keys"].message
+    make_keys(tmp_path, new_entry("new"))
+    assert "2 with key old" in (await findings(settings))["encryption keys"].message
 
 
 @pytest.mark.parametrize(("text", "mode", "words"), [("a:key", 0o600, "32 bytes"), ("a:" + "A" * 43 + "=", 0o644, "chmod 600")])

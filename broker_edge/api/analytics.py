@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from broker_edge.api.problems import problems
 from broker_edge.core.analytics import Day, Period, cache_stats, metrics, period, usage
+from broker_edge.core.money import NO_CURRENCY
 from broker_edge.ports import Analytics
 
 _MOST_RUNS: Final = 100
@@ -23,6 +24,7 @@ First = Annotated[
     str | None, Query(alias="start_date", description="UTC, included; 30 days before the end", json_schema_extra=_FORMAT)
 ]
 Last = Annotated[str | None, Query(alias="end_date", description="UTC, included; today", json_schema_extra=_FORMAT)]
+Run = Annotated[UUID | None, Query(description="the run that `money_by_run` tells of; the other figures are of all runs")]
 Known = Callable[[str | None, UUID], Awaitable[Any]]
 
 
@@ -40,7 +42,7 @@ class DateValue(BaseModel):
 class Spending(BaseModel):
     """Amounts are decimals."""
 
-    currency: str | None = Field(description="ISO 4217; null where the source names none")
+    currency: str | None = Field(description=f"ISO 4217; `{NO_CURRENCY}` where the source names none")
     calls: int = Field(description="calls of the upstream, retries included")
     spent: str
     saved_by_cache: str
@@ -87,7 +89,7 @@ class Figures:
         start: First = None,
         end: Last = None,
         project_id: UUID | None = None,
-        run_id: UUID | None = None,
+        run_id: Run = None,
     ) -> dict[str, Any]:
         """Requests per day, and money: in total, per day and per run."""
         over = await self._over(data_source_id, start, end, project_id)

@@ -15,7 +15,7 @@ from broker_edge import __version__
 from broker_edge.api.analytics import analytics_routes
 from broker_edge.api.asgi import Receive, Scope, Send
 from broker_edge.api.envelope import Headers, problem
-from broker_edge.api.fetch import FetchEndpoint, Respond, Spawn
+from broker_edge.api.fetch import FetchEndpoint, Respond, Spawn, show
 from broker_edge.api.intake import Intake, IntakeByName, Reads
 from broker_edge.api.objects import object_routes
 from broker_edge.api.ops import ops_routes
@@ -90,7 +90,8 @@ def front(edge: Edge, started: Callable[[], object] = bool) -> Front:
     app.include_router(analytics_routes(edge.registry.get, edge.analytics, time.time))
     app.include_router(source_routes(edge.registry, edge.secrets, edge.settings.max_request_bytes))
     app.include_router(object_routes(edge.registry, edge.archive))
-    book = Book(edge.journal, edge.spool.check, edge.tracing.begin, new_span_id)
+    seen_by = partial(show, sinks=edge.sinks, on_failure=edge.log.failure)
+    book = Book(edge.journal, edge.spool.check, edge.tracing.begin_below, new_span_id, seen_by)
     app.include_router(probe_routes(edge.registry, edge.calls, book, new_id, edge.settings.max_request_bytes))
     app.openapi = partial(page, app.openapi)  # type: ignore[method-assign]
     add_problem_handlers(app)

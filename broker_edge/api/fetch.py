@@ -37,6 +37,16 @@ class Begin(Protocol):
 
 Respond = Callable[[Answer], None]
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
+OnFailure = Callable[[str, BaseException, str | None], None]
+
+
+def show(trail: Trail, sinks: Sequence[Sink], on_failure: OnFailure) -> None:
+    """Hand a closed trail to those who render it."""
+    for sink in sinks:
+        try:
+            sink.answer(trail)
+        except Exception as error:  # noqa: BLE001 the answer is given: a sink that fails is no reason to take it back
+            on_failure("sink", error, None)
 
 
 class Asked:
@@ -61,7 +71,7 @@ class FetchEndpoint:
         begin: Begin,
         new_span_id: Callable[[], int],
         sinks: Sequence[Sink],
-        on_failure: Callable[[str, BaseException, str | None], None],
+        on_failure: OnFailure,
         *,
         max_request_bytes: int,
         now: Callable[[], float] = time.time,
@@ -199,11 +209,7 @@ class FetchEndpoint:
         asked.answer = Answer(error.kind.status, lines(headers), (body,))
 
     def _show(self, trail: Trail) -> None:
-        for sink in self._sinks:
-            try:
-                sink.answer(trail)
-            except Exception as error:  # noqa: BLE001 the answer is given: a sink that fails is no reason to take it back
-                self._on_failure("sink", error, None)
+        show(trail, self._sinks, self._on_failure)
 
     def _trail(self, headers: Headers) -> Trail:
         traceparent = tracestate = None

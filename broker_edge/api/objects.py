@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -15,6 +15,12 @@ from broker_edge.errors import CallerError
 from broker_edge.flow.registry import Registry
 from broker_edge.flow.tiers import shaped
 from broker_edge.ports import Archive, ObjectNote
+
+_LINK: Final = {
+    "description": 'the next page, `<...>; rel="next"` (RFC 8288); absent on the last one',
+    "schema": {"type": "string"},
+}
+_LINKED: Final[dict[int | str, dict[str, Any]]] = {200: {"headers": {"Link": _LINK}}}
 
 
 class Objects:
@@ -57,6 +63,6 @@ class Objects:
 def object_routes(registry: Registry, archive: Archive) -> APIRouter:
     objects = Objects(registry, archive)
     router = APIRouter(tags=["data sources"])
-    add_route(router, "GET", f"{ONE}/objects", objects.objects, list[DataObjectMetadata])
+    add_route(router, "GET", f"{ONE}/objects", objects.objects, list[DataObjectMetadata], extra=_LINKED)
     add_route(router, "GET", f"{ONE}/objects/{{object_id}}", objects.object, DataObject, statuses={502})
     return router

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from aiocache import SimpleMemoryCache
 from fastapi import APIRouter, Response
@@ -19,6 +19,7 @@ from broker_edge.telemetry.metrics import CONTENT_TYPE, Metrics
 State = Literal["ok", "degraded", "down"]
 _KEPT = 1.0  # seconds that an answer of the dependencies is good for, so that probes can't become load
 _PATIENCE = 2.0  # seconds for one dependency to answer
+_DOWN: dict[int | str, dict[str, Any]] = {503: {"model": Readiness, "description": "It is down: it can't serve"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,12 @@ def ops_routes(readiness: Prober, metrics: Metrics) -> APIRouter:
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="Can it serve? Reports each dependency; degraded is still ready", response_model=Readiness)
+    @router.get(
+        "/readyz",
+        summary="Can it serve? Reports each dependency; degraded is still ready",
+        response_model=Readiness,
+        responses=_DOWN,
+    )
     async def readyz(response: Response) -> Readiness:
         report = await readiness.report()
         response.status_code = 503 if report.status == "down" else 200

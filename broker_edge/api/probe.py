@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -18,11 +19,11 @@ from broker_edge.api.fetch import Begin
 from broker_edge.api.problems import body_of
 from broker_edge.api.source_models import DataSourceTestParams, DataSourceTestResponse, ProbeIn
 from broker_edge.api.sources import ONE, add_route, in_words_of_the_resource, project_text
-from broker_edge.core.exchange import Reply, SecretRef
+from broker_edge.core.exchange import Reply
 from broker_edge.core.formats import shape
 from broker_edge.core.lifecycle import refuse_archived
 from broker_edge.core.plan import Plan, make_plan
-from broker_edge.core.redaction import MASK, Redaction
+from broker_edge.core.redaction import MASK, UNSHOWN, Redaction
 from broker_edge.core.trail import Trail
 from broker_edge.errors import CallerError, EdgeError, UpstreamError
 from broker_edge.flow.calling import Calls, Probed
@@ -32,15 +33,21 @@ from broker_edge.flow.snapshot import named_of
 
 _CREDENTIALS: Final = frozenset({"authorization", "proxy-authorization"})
 _SHOWN: Final = 2**20  # bytes of a value: it is searched for every secret in every form, which takes time
+_AT_ONCE: Final = 2  # reports that are searched at the same time: it is work for a processor, which fetches need too
+_PATIENCE: Final = 1.0  # seconds that a report may wait for its turn, though the call took all of its own time
 
 
 class Book(NamedTuple):
-    """Where a test is written down: `begin` and `new_span_id` place it in its trace, `check` raises where nothing can be."""
+    """Where a test is written down: `begin` and `new_span_id` place it in its trace, `check` raises where nothing can be.
+
+    `show` hands its closed trail to whoever renders trails, metrics of what was spent among them.
+    """
 
     journal: Journal
     check: Callable[[], None]
     begin: Begin
     new_span_id: Callable[[], int]
+    show: Callable[[Trail], None]
 
 
 class Probes:
@@ -52,6 +59,7 @@ class Probes:
         self._book = book
         self._new_id = new_id
         self._most = most
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def test(self, request: Request, data_source_id: UUID, project_id: UUID | None = None) -> Response:
         """Call the upstream as a fetch would; a failing upstream is reported, a request that can't be made is refused."""
@@ -64,11 +72,23 @@ class Probes:
         trail.price = plan.source.price
         self._book.check()
         started = time.perf_counter()
-        probed = await self._probed(plan, trail)
+        deadline = asyncio.get_running_loop().time() + plan.source.timeout
+        probed = await self._probed(plan, trail, deadline)
         taken = 1000 * (time.perf_counter() - started)
-        given = [*probed.secrets, *_scalars(env)]
-        report = await asyncio.to_thread(_report, probed, plan.source.request.response_type, given, self._new_id(), taken)
-        return Response(report, media_type="application/json")
+        report = partial(_report, probed, plan.source.request.response_type, self._new_id(), taken)
+        return Response(await self._searched(report, deadline), media_type="application/json")
+
+    async def _searched(self, report: Callable[..., bytes], deadline: float) -> bytes:
+        """The report, made in a thread; one for which there is no turn until the deadline shows nothing that must be searched."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(max(deadline, loop.time() + _PATIENCE)):
+                await self._turns.acquire()
+        except TimeoutError:
+            return report(blind=True)
+        running = loop.run_in_executor(None, report)
+        running.add_done_callback(lambda _: self._turns.release())  # a caller who leaves does not end the thread
+        return await asyncio.shield(running)
 
     async def _plan(self, data_source_id: UUID, trail: Trail, params: dict[str, Any], env: dict[str, Any]) -> Plan:
         record = await self._registry.get(trail.project, data_source_id)
@@ -78,9 +98,8 @@ class Probes:
             named = named_of(record)
             return make_plan(named.source, params, {**named.env, **env}, project=trail.project, generation=named.generation)
 
-    async def _probed(self, plan: Plan, trail: Trail) -> Probed:
+    async def _probed(self, plan: Plan, trail: Trail, deadline: float) -> Probed:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + plan.source.timeout
         error: EdgeError | None = EdgeError("OVERLOADED", "the edge is stopping")  # unless this ends in another way
         try:
             probed = _judged(await self._calls.probe(plan, lambda: deadline - loop.time(), trail))
@@ -92,7 +111,10 @@ class Probes:
             raise
         finally:
             trail.tried(error, time.time())
-            self._book.journal.record(trail)
+            try:
+                self._book.journal.record(trail)
+            finally:
+                self._book.show(trail)
         return probed
 
     def _trail(self, request: Request) -> Trail:
@@ -123,21 +145,17 @@ def _either(one: dict[str, Any] | None, other: dict[str, Any] | None, name: str)
     return one or other or {}
 
 
-def _scalars(value: Any) -> Iterator[Any]:
-    """What an overriding variable may hide, inside arrays and objects too."""
-    if isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _scalars(item)
-    elif not isinstance(value, SecretRef):
-        yield value
+def _report(probed: Probed, response_type: str, test_id: UUID, taken: float, *, blind: bool = False) -> bytes:
+    """The whole answer: `response_body` is spliced in, so that its numbers stay what they were.
 
-
-def _report(probed: Probed, response_type: str, secrets: Iterable[Any], test_id: UUID, taken: float) -> bytes:
-    """The whole answer: `response_body` is spliced in, so that its numbers stay what they were."""
-    redaction = Redaction(secrets)
+    `blind`: without all that secrets could be in.
+    """
+    redaction = Redaction(probed.secrets, blind=blind)
     request, reply, error = probed.outbound, probed.reply, probed.error
     value = b"null"
-    if reply is not None:
+    if reply is not None and redaction.blind:
+        value = msgspec.json.encode(UNSHOWN)
+    elif reply is not None:
         value, unread = _value(reply, response_type)
         error = error or unread
     told = {
@@ -150,7 +168,7 @@ def _report(probed: Probed, response_type: str, secrets: Iterable[Any], test_id:
         "error": None if error is None else redaction.text(error.message),
         "error_code": None if error is None else error.code,
     }
-    return b'%s,"response_body":%s}' % (msgspec.json.encode(told)[:-1], redaction.json(value))
+    return b'%s,"response_body":%s}' % (msgspec.json.encode(told)[:-1], value if redaction.blind else redaction.json(value))
 
 
 def _value(reply: Reply, response_type: str) -> tuple[bytes, UpstreamError | None]:

@@ -26,10 +26,9 @@ _WORDS: Final = {
     "int": "must be an integer",
     "bool": "must be true or false",
     "missing": "is required",
-    "greater": "is too small",
-    "less": "is too large",
     "date": "must be a date as in 2026-01-31",
 }
+_BOUNDS: Final = (("ge", "least"), ("le", "most"))
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -84,6 +83,8 @@ async def _not_valid(_request: Request, error: Exception) -> Response:
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
     member = ".".join(str(part) for part in first.get("loc", ())[1:]) or "the request"
     words = next((words for kind, words in _WORDS.items() if str(first.get("type", "")).startswith(kind)), "is not valid")
+    if bound := next((f"must be at {end} {first['ctx'][name]}" for name, end in _BOUNDS if name in first.get("ctx", {})), None):
+        words = bound
     return refusal(CallerError("INVALID_REQUEST", f"{member} {words}"))
 
 

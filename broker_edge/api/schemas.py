@@ -93,7 +93,11 @@ class CredentialRef(BaseModel):
 class FetchDataRequest(Terms):
     data_source_spec: DataSourceSpec
     env_variables: dict[str, Any] | None = None
-    credential_refs: dict[str, CredentialRef] | None = Field(None, description="secrets that the registry keeps, by variable")
+    credential_refs: dict[str, CredentialRef] | None = Field(
+        None,
+        max_length=256,
+        description="secrets that the registry keeps, by variable; a credential goes under its own name, for `source.auth` alone",
+    )
 
 
 class DataBrokerRequest(Terms):

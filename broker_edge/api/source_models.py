@@ -51,8 +51,10 @@ class VariableIn(msgspec.Struct):
 
 
 class CredentialIn(msgspec.Struct):
+    """Null takes the credential away; it has to be said."""
+
     credential_type: str
-    value: str
+    value: str | None
 
 
 class ProbeIn(msgspec.Struct):
@@ -97,30 +99,15 @@ class DataSource(BaseModel):
     runtime_params: list[str] = Field(description="the templates' variables that a parameter or a variable may fill")
     variables: list[str] = Field(description="the templates' variables that only a variable may fill")
     status: Literal["DRAFT", "PUBLISHED", "ARCHIVED"]
-    generation: int = Field(description="grows with every change; what was cached under an earlier one is not served")
+    generation: int = Field(
+        description="grows with every change, publishing included; what was cached under an earlier one is not served"
+    )
     created_at: datetime
     last_updated_at: datetime
 
     @classmethod
     def of(cls, record: SourceRecord) -> DataSource:
-        return cls(
-            data_source_id=record.data_source_id,
-            project_id=record.project_id,
-            name=record.name,
-            description=record.description,
-            source=_given(record.source),
-            caching=_given(record.caching),
-            metadata=record.metadata,
-            cost_per_call=record.terms.get("cost_per_call"),
-            billable=bool(record.terms.get("billable")),
-            budget=record.terms.get("budget"),
-            runtime_params=list(record.runtime_params),
-            variables=list(record.variables),
-            status=record.status,
-            generation=record.generation,
-            created_at=time_of(record.created_at),
-            last_updated_at=time_of(record.last_updated_at),
-        )
+        return cls(**members_of(record))
 
 
 class DataSourceId(BaseModel):
@@ -134,7 +121,7 @@ class Variable(BaseModel):
 
 class Credential(BaseModel):
     credential_type: CREDENTIAL_TYPES
-    value: str = Field(min_length=1)
+    value: str | None = Field(min_length=1, description=f"null takes the credential away, `{MASK}` leaves it as it is")
 
 
 class Secret(BaseModel):
@@ -214,6 +201,28 @@ BODIES: Final[dict[str, Any]] = models_json_schema(
     [(model, "validation") for model in (NewDataSource, DataSourceBody, Variable, Credential, DataSourceTestParams)],
     ref_template="#/components/schemas/{model}",
 )[1]["$defs"]
+
+
+def members_of(record: SourceRecord) -> dict[str, Any]:
+    """A `DataSource` member by member, fit for msgspec too, which writes thousands in the time that models take for hundreds."""
+    return {
+        "data_source_id": record.data_source_id,
+        "project_id": record.project_id,
+        "name": record.name,
+        "description": record.description,
+        "source": _given(record.source),
+        "caching": _given(record.caching),
+        "metadata": record.metadata,
+        "cost_per_call": record.terms.get("cost_per_call"),
+        "billable": bool(record.terms.get("billable")),
+        "budget": record.terms.get("budget"),
+        "runtime_params": list(record.runtime_params),
+        "variables": list(record.variables),
+        "status": record.status,
+        "generation": record.generation,
+        "created_at": time_of(record.created_at),
+        "last_updated_at": time_of(record.last_updated_at),
+    }
 
 
 def time_of(epoch: float) -> datetime:

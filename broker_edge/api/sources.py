@@ -5,11 +5,13 @@ What is asked is read from the database, whichever instance is asked, so that ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from broker_edge.api.problems import body_of, of_resource, problems
@@ -27,6 +29,7 @@ from broker_edge.api.source_models import (
     SourceIn,
     Variable,
     VariableIn,
+    members_of,
 )
 from broker_edge.core.auth import CREDENTIALS
 from broker_edge.core.lifecycle import refuse_archived
@@ -39,6 +42,7 @@ from broker_edge.flow.secrets import Secrets
 
 PATH: Final = "/data-sources"
 ONE: Final = PATH + "/{data_source_id}"
+_BREATH: Final = 200  # records written before others have their turn
 
 
 class Sources:
@@ -51,10 +55,14 @@ class Sources:
 
     async def list_all(
         self, project_id: UUID | None = None, include_archived: bool = False, status: str | None = None
-    ) -> list[DataSource]:
+    ) -> Response:
         """Those of one project, archived ones where they are asked for."""
         records = await self._registry.list(project_text(project_id), include_archived=include_archived, status=_status(status))
-        return [DataSource.of(record) for record in records]
+        texts = []
+        for start in range(0, len(records), _BREATH):
+            texts.append(b",".join(msgspec.json.encode(members_of(record)) for record in records[start : start + _BREATH]))
+            await asyncio.sleep(0)
+        return Response(b"[%s]" % b",".join(texts), media_type="application/json")
 
     async def create(self, request: Request, response: Response, project_id: UUID | None = None) -> DataSource:
         """A draft."""
@@ -106,12 +114,12 @@ class Sources:
     async def set_credentials(
         self, request: Request, data_source_id: UUID, project_id: UUID | None = None
     ) -> list[DataSourceCredential]:
-        """Those that are given; others stay. The mask leaves a credential as it is."""
+        """Those that are given; others stay. Null takes a credential away, the mask leaves it as it is."""
         given = await body_of(request, list[CredentialIn], self._most)
         record = await self._living(data_source_id, project_id)
         _check_names([credential.credential_type for credential in given], _check_credential, "credential_type")
         for index, credential in enumerate(given):
-            if not credential.value:
+            if credential.value == "":
                 raise CallerError("INVALID_REQUEST", f"[{index}].value: must not be empty")
         values: dict[str, Scalar] = {credential.credential_type: credential.value for credential in given}
         told = await self._set(record, "credential", values, complete=False)
@@ -125,14 +133,14 @@ class Sources:
     async def _set(
         self, record: SourceRecord, kind: SecretKind, values: dict[str, Scalar], *, complete: bool
     ) -> Sequence[SecretMeta]:
-        """Those that `values` names, in its order, as they are by then."""
+        """Those that `values` names and that are there by then, in its order."""
         keep = [name for name, value in values.items() if value == MASK]
         changed = {name: value for name, value in values.items() if value != MASK}
         told = await self._secrets.set(record, kind, changed, complete=complete, keep=keep)
         if sorted(told, key=_name) != of_kind(record, kind):
             await self._registry.secrets_changed(record.data_source_id)
         by_name = {meta.name: meta for meta in told}
-        return [by_name[name] for name in values]
+        return [by_name[name] for name in values if name in by_name]
 
 
 def source_routes(registry: Registry, secrets: Secrets, most: int) -> APIRouter:
@@ -162,6 +170,7 @@ def add_route(
     model: Any,
     body: Any = None,
     statuses: Collection[int] = (),
+    extra: Mapping[int | str, dict[str, Any]] | None = None,
 ) -> None:
     """A route whose handler reads its body by itself: for FastAPI, `body` is no more than a name on the page."""
     found = {404} if "{" in path else set()
@@ -173,7 +182,7 @@ def add_route(
         response_model=model,
         status_code=201 if (method, path) == ("POST", PATH) else 200,
         summary=f"{handler.__name__.replace('_', ' ').capitalize()}",
-        responses=problems(*found, *taken, *({413} if body else ()), *statuses),
+        responses={**problems(*found, *taken, *({413} if body else ()), *statuses), **(extra or {})},
         openapi_extra={"requestBody": _shown(body)} if body else None,
     )
 

@@ -28,6 +28,20 @@ def head() -> str:
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
+def is_newer(revision: str | None) -> bool:
+    """Whether a later version of the code has migrated: each knows its own revisions and those before."""
+    return revision is not None and all(
+        one.revision != revision for one in ScriptDirectory.from_config(_config()).walk_revisions()
+    )
+
+
+class NewerDatabase(Exception):
+    """The database is at a revision that this version does not know."""
+
+    def __init__(self) -> None:
+        super().__init__("the database is newer than this version: install the newer one")
+
+
 async def current(engine: AsyncEngine) -> str | None:
     """The revision that the database has; None for an empty one."""
     async with engine.connect() as connection:
@@ -35,7 +49,7 @@ async def current(engine: AsyncEngine) -> str | None:
 
 
 async def migrate(engine: AsyncEngine) -> str:
-    """Bring the database up to `head()`; waits for another process that does the same."""
+    """Bring the database up to `head()`; waits for another process that does the same. Raises `NewerDatabase`."""
     async with engine.begin() as connection:
         await connection.run_sync(_upgrade)
     return head()
@@ -53,6 +67,8 @@ def _upgrade(connection: Connection) -> None:
     else:
         # sqlite3 begins no transaction for DDL by itself: a process that died half-way would leave tables without a revision.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if is_newer(_current(connection)):
+        raise NewerDatabase
     config = _config()
     config.attributes["connection"] = connection
     upgrade(config, "head")

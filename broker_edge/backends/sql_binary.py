@@ -1,12 +1,14 @@
 """Postgres' binary formats, packed in one go: parameters that are arrays, the stream of COPY, the fields of results.
 
 Drivers adapt value by value, which costs more than all the rest of a batch. Formats: array_send, COPY ("Binary Format"), and the
-send functions of uuid, timestamptz and int4 in Postgres' sources; numbers are big-endian, lengths are 32 bits, -1 for NULL.
+send functions of uuid, timestamptz, date, int4 and int8 in Postgres' sources; numbers are big-endian, lengths are 32 bits, -1 for
+NULL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from struct import Struct
 
 from broker_edge.core.ids import uuid_of
@@ -18,6 +20,7 @@ _INT8 = Struct(">q")
 _BOOL, _BYTEA, _INTEGER, _TEXT, _TIMESTAMPTZ, _UUID = 16, 17, 23, 25, 1184, 2950  # pg_type.dat
 _SIXTEEN = _INT4.pack(16)
 _NULL = _INT4.pack(-1)
+_FIRST_DAY = date(2000, 1, 1).toordinal()
 _TRUE, _FALSE = _INT4.pack(1) + b"\x01", _INT4.pack(1) + b"\x00"
 
 
@@ -65,6 +68,15 @@ def booleans(values: Sequence[bool]) -> bytes:
     return _array(_BOOL, len(values), b"".join([_TRUE if value else _FALSE for value in values]))
 
 
+def whole_numbers(*values: int) -> list[bytes]:
+    """Of 64 bits, each a parameter of its own."""
+    return [_INT8.pack(value) for value in values]
+
+
+def day(value: date) -> bytes:
+    return _INT4.pack(value.toordinal() - _FIRST_DAY)
+
+
 def copy_stream(tuples: Sequence[bytes]) -> bytes:
     """What COPY ... (FORMAT BINARY) takes: its signature, no flags, no extension, the tuples, the end."""
     return b"PGCOPY\n\xff\r\n\x00" + bytes(8) + b"".join(tuples) + b"\xff\xff"
@@ -77,6 +89,10 @@ def read_time(data: bytes) -> float:
 
 def read_integer(data: bytes) -> int:
     return int(_INT4.unpack(data)[0])
+
+
+def read_whole_number(data: bytes) -> int:
+    return int(_INT8.unpack(data)[0])
 
 
 read_uuid = uuid_of

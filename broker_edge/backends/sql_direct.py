@@ -1,6 +1,7 @@
 """Postgres past SQLAlchemy and past psycopg's adaptation: one prepared statement and one round trip for a batch.
 
-Used by `SqlDurable` from two objects or keys on. Connections are those of the engine's pool, out of it for one statement.
+Used by `SqlDurable` from two objects or keys on, and by `SqlBudgets`. Connections are those of the engine's pool, out of it for
+one statement.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ _LAST_WORD = 1.0  # seconds
 MOST_BYTES = 8 * 2**20  # of bodies in one statement: a value of Postgres ends at 1 GB, and each is copied on its way
 
 
-class _Statement(NamedTuple):
+class Statement(NamedTuple):
     name: bytes
     text: bytes
     parameters: int
 
 
-def _statement(name: str, text: bytes, parameters: int) -> _Statement:
+def statement(name: str, text: bytes, parameters: int) -> Statement:
     """Named after its text too: behind a pooler that shares sessions, what another version prepared must not run in its place."""
-    return _Statement(f"broker_edge_{name}_{hashlib.sha256(text).hexdigest()[:16]}".encode(), text, parameters)
+    return Statement(f"broker_edge_{name}_{hashlib.sha256(text).hexdigest()[:16]}".encode(), text, parameters)
 
 
 # One statement is one transaction: there is no BEGIN and no COMMIT to wait for. Reading `stored` makes Postgres insert all
 # objects, by id, before the first cache row, by key: in the order of all other writers, so that there are no deadlocks.
-_STORE = _statement(
+_STORE = statement(
     "store",
     b"""
     WITH incoming AS MATERIALIZED (
@@ -66,7 +67,7 @@ _STORE = _statement(
     13,
 )
 
-_LOOKUP = _statement(
+_LOOKUP = statement(
     "lookup",
     b"""
     SELECT kept.key, found.data_object_id, found.data_source_id, found.value, found.created_at, found.content_type,
@@ -97,7 +98,7 @@ class PostgresDirect:
 
     async def store(self, objects: Sequence[DataObject]) -> None:
         """All of them, which are sorted by id, or none."""
-        await self._run(
+        await self.run(
             _STORE,
             binary.uuids([item.object_id.bytes for item in objects]),
             binary.uuids([item.data_source_id.bytes for item in objects]),
@@ -115,10 +116,11 @@ class PostgresDirect:
         )
 
     async def lookup(self, keys: Sequence[str]) -> dict[str, DataObject]:
-        result = await self._run(_LOOKUP, binary.texts(keys))
+        result = await self.run(_LOOKUP, binary.texts(keys))
         return {item.key: item for item in (_object(result, number) for number in range(result.ntuples))}
 
-    async def _run(self, statement: _Statement, *parameters: bytes) -> PGresult:
+    async def run(self, statement: Statement, *parameters: bytes) -> PGresult:
+        """Parameters and result in binary."""
         lease = await self._checked_out()
         try:
             result = await _exchange(lease, statement, parameters)
@@ -161,7 +163,7 @@ def _alive(driver: Any) -> bool:
     return bool(driver.pgconn.status == ConnStatus.OK)
 
 
-async def _exchange(lease: PoolProxiedConnection, statement: _Statement, parameters: Sequence[bytes]) -> PGresult:
+async def _exchange(lease: PoolProxiedConnection, statement: Statement, parameters: Sequence[bytes]) -> PGresult:
     driver: Any = lease.driver_connection
     formats = [Format.BINARY] * statement.parameters
     if lease.info.get(statement.name, True):

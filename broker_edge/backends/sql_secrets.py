@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -106,25 +107,13 @@ class SqlSecrets:
             return (await connection.execute(kept.table.update().where(same).values(value=sealed))).rowcount == 1
 
     async def _apply(self, connection: AsyncConnection, kept: Kept, change: Change) -> None:
-        """One statement for each part of the change, for SQLite's one writer waits for nobody's thousand."""
+        """One statement for all rows of a kind of change: other writers wait for it, in SQLite all others."""
         at = time_of(self._now())
         one = kept.id == sa.bindparam("secret")
-        names = (kept.id.name, kept.name.name, "data_source_id")
         for statement, rows in (
             (kept.table.delete().where(one), [{"secret": each.secret_id} for each in change.dropped]),
-            (
-                kept.table.insert(),
-                [
-                    dict(zip(names, (each.secret_id, each.name, each.data_source_id), strict=True))
-                    | _told(each)
-                    | {"created_at": at, "last_updated_at": at}
-                    for each in change.added
-                ],
-            ),
-            (
-                kept.table.update().where(one),
-                [_told(each) | {"secret": each.secret_id, "last_updated_at": at} for each in change.renewed],
-            ),
+            (kept.table.insert(), [{**_named(kept, each), **_told(each, at), "created_at": at} for each in change.added]),
+            (kept.table.update().where(one), [{"secret": each.secret_id, **_told(each, at)} for each in change.renewed]),
         ):
             if rows:
                 await connection.execute(statement, rows)
@@ -172,5 +161,9 @@ async def _raise_revision(connection: AsyncConnection, data_source_id: UUID) -> 
         raise CallerError("DATA_SOURCE_NOT_FOUND", "there is no such data source")
 
 
-def _told(secret: SealedSecret) -> dict[str, Any]:
-    return {"value": secret.sealed, "version": secret.version, "value_type": secret.value_type}
+def _named(kept: Kept, secret: SealedSecret) -> dict[str, Any]:
+    return {kept.id.name: secret.secret_id, kept.name.name: secret.name, "data_source_id": secret.data_source_id}
+
+
+def _told(secret: SealedSecret, at: datetime) -> dict[str, Any]:
+    return {"value": secret.sealed, "version": secret.version, "value_type": secret.value_type, "last_updated_at": at}

@@ -48,7 +48,7 @@ class Money(msgspec.Struct, frozen=True):
 
     @property
     def any(self) -> bool:
-        return bool(self.cost_micros or self.saved_cache_micros or self.saved_collapsed_micros)
+        return bool(self.calls or self.cost_micros or self.saved_cache_micros or self.saved_collapsed_micros)
 
 
 class Day(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import quote_plus, urlencode
 
@@ -59,6 +60,14 @@ class Chain(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Chain()"
+
+
+def name_of(*parts: str | None) -> str:
+    """A digest of what a refresh token is known by, in 32 hex digits; without a key, as it must outlast the rotation of all keys.
+
+    Nobody finds the token in it who could not guess it (RFC 6749 section 10.10): no password may be among the parts.
+    """
+    return blake2b(msgspec.json.encode(parts), digest_size=16, person=b"be refresh v1").hexdigest()
 
 
 def marks_after(marks: tuple[str, ...], configured: str, fresh: str) -> tuple[str, ...]:

@@ -1,63 +1,90 @@
 """Secrets taken out of what is shown of a call: however an upstream, or an encoding on the way, has written them.
 
-A secret is looked for as it is and percent-encoded (form encoding's plus included), escaped as JSON or HTML do, any mixture of
-these and several deep; in base64 and base64url at any alignment (RFC 4648), with the digits that share bits with a neighbour; and
-in hexadecimal. What is shorter than `SHORTEST` characters would be found everywhere: it is taken out only where it is a whole
-value. Booleans hide nothing and are left.
+A text is read as it is and beneath its escapes (layers.py), and searched for the forms of each secret (disguises.py): plain, in
+base64 and base64url at any alignment, with the digits that share bits with a neighbour; and in hexadecimal. What is shorter than
+`SHORTEST` characters would be found everywhere: it is taken out only where it is a whole value. Booleans hide nothing.
+
+The work grows with the secrets times the text, and is bounded: where there is too much of it, nothing is shown.
 """
 
 from __future__ import annotations
 
 import re
-from base64 import b64encode
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import accumulate, chain
 from typing import Any, Final
 
 import msgspec
 
-from broker_edge.core.hosts import BadHost, normalise_host
+from broker_edge.core.disguises import (
+    SHORTEST,
+    Form,
+    Seen,
+    View,
+    encoded_forms,
+    lines,
+    nested_forms,
+    plain_forms,
+    texts,
+    whole_form,
+)
+from broker_edge.core.layers import layers
 
 MASK: Final = "********"
-SHORTEST: Final = 4
+MOST_SECRETS: Final = 64 * 1024  # characters of all secrets: their forms are made
+MOST_WORK: Final = 2**31  # bytes that are searched, for each form: less than a second
+UNSHOWN: Final = "<not shown: it takes too long to search it for secrets>"
 
-_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_JSON_SHORT: Final = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t", '"': '"', "/": "/", "'": "'"}
-_HTML_NAMED: Final = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
-_PERCENT: Final = "%(?:25){0,3}"
-_BACKSLASH: Final = r"\\\\{0,3}"  # a literal one first: by it the search skips what can't begin a match
-_AMPERSAND: Final = "&(?:amp;){0,2}"
-_WRAP: Final = r"[ \t\r\n]{0,3}"  # where encoders break lines
-_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*', re.DOTALL)
+_FIND: Final = 1_000  # bytes that could be searched in the time that it takes to begin
+_HIT: Final = 5_000  # in the time that an occurrence takes, or a look at a whole value
+_STEP: Final = 200  # in the time that one more repetition takes
+_LONGEST_WHOLE: Final = 256  # bytes of a short secret in its longest disguise
+_TOKEN: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?[0-9][0-9.eE+-]*', re.DOTALL)
+_MARKED: Final = re.compile(rb"\x01+")
 _PART: Final = re.compile(r"[^/?&=;,:@#]+")
-_END: Final = "\0"
 
-Pattern = re.Pattern[str]
+Span = tuple[int, int]
+
+
+class _TooMuch(Exception):
+    """The text is not searched to its end."""
 
 
 class Redaction:
-    """`secrets` are JSON scalars. Compiling costs a few microseconds for each character; none of it is a hot path."""
+    """`secrets` are JSON scalars. `blind`: nothing is searched, and nothing shown; so it is where the secrets are too many."""
 
-    def __init__(self, secrets: Iterable[Any]) -> None:
-        texts = sorted(set(chain.from_iterable(map(_texts, secrets))))
-        self._anywhere = [pattern for text in texts if len(text) >= SHORTEST for pattern in _patterns(text)]
-        self._whole = [pattern for text in texts if len(text) < SHORTEST for pattern in _patterns(text)]
+    def __init__(self, secrets: Iterable[Any], *, blind: bool = False) -> None:
+        given = sorted({text for secret in secrets for text in texts(secret)})
+        self.blind = blind or sum(map(len, given)) > MOST_SECRETS
+        self._left = MOST_WORK
+        self._forms: dict[View, list[Form]] = {view: [] for view in View}
+        self._whole: set[tuple[View, bytes]] = set()
+        if not self.blind:
+            for form in set(chain.from_iterable(_forms(text) for text in given if len(text) >= SHORTEST)):
+                self._forms[form.view].append(form)
+            self._whole.update(chain.from_iterable(whole_form(text) for text in given if len(text) < SHORTEST))
+
+    @property
+    def work(self) -> int:
+        """What was spent of `MOST_WORK`."""
+        return MOST_WORK - self._left
 
     def text(self, text: str) -> str:
         """A text, or the value of a header: what follows its first word counts as a whole value too, as in `Bearer x`."""
-        found = self._spans(text)
-        if found:
-            return _masked(text, found)
-        scheme, blank, rest = text.partition(" ")
-        if self._is_whole(text):
+        try:
+            found = self._found(text)
+            return found if found != text else self._without_whole(text)
+        except _TooMuch:
             return MASK
-        return f"{scheme}{blank}{MASK}" if blank and self._is_whole(rest) else text
 
     def url(self, url: str) -> str:
         """A URL, whose segments, names and values are whole values each."""
-        return _PART.sub(lambda part: MASK if self._is_whole(part[0]) else part[0], _masked(url, self._spans(url)))
+        try:
+            return _PART.sub(lambda part: MASK if self._is_whole(part[0]) else part[0], self._found(url))
+        except _TooMuch:
+            return MASK
 
     def json(self, text: bytes) -> bytes:
         """Valid JSON, and valid JSON it stays: strings, members' names and numbers are judged as what they mean.
@@ -65,141 +92,130 @@ class Redaction:
         Nothing else is rewritten, so that numbers stay exact.
         """
         source = text.decode()
-        tokens = list(_TOKEN.finditer(source))
+        tokens = [token for token in _TOKEN.finditer(source)]  # noqa: C416 list() would hold all other threads until the end
         meant = [_meant(token[0]) for token in tokens]
-        guilty = self._guilty(meant)
+        try:
+            shown = self._shown(meant)
+        except _TooMuch:
+            return msgspec.json.encode(UNSHOWN)
         pieces, at = [], 0
-        for index in sorted(guilty):
+        for index in sorted(shown):
             token = tokens[index]
-            shown = self.text(meant[index]) if token[0].startswith('"') else MASK
-            pieces += [source[at : token.start()], msgspec.json.encode(shown).decode()]
+            told = shown[index] if token[0].startswith('"') else MASK
+            pieces += [source[at : token.start()], msgspec.json.encode(told).decode()]
             at = token.end()
         return "".join([*pieces, source[at:]]).encode()
 
-    def _guilty(self, meant: Sequence[str]) -> set[int]:
-        """Which of the texts hold a secret: looked for in all at once, which is far cheaper than in each."""
-        starts = list(accumulate((len(text) + len(_END) for text in meant), initial=0))
-        guilty = {index for index, text in enumerate(meant) if self._whole and self.text(text) != text}
-        for start, end in self._spans(_END.join(meant)):
-            guilty.update(range(bisect_right(starts, start) - 1, bisect_left(starts, end)))
-        return guilty
+    def _shown(self, meant: Sequence[str]) -> dict[int, str]:
+        """What is shown of those texts that hold a secret: all are searched at once, which is far cheaper than each."""
+        each = [_bytes(text) for text in meant]
+        starts = list(accumulate((len(data) + 1 for data in each), initial=0))
+        spans: defaultdict[int, list[Span]] = defaultdict(list)
+        for start, end in self._spans(b"\0".join(each)):
+            index = bisect_right(starts, start) - 1
+            while index < len(each) and starts[index] < end:
+                spans[index].append((max(start - starts[index], 0), min(end - starts[index], len(each[index]))))
+                index += 1
+        shown = {index: _masked(each[index], found) for index, found in spans.items()}
+        if self._whole:
+            told = {text: self._without_whole(text) for text in set(meant)}
+            shown |= {index: told[text] for index, text in enumerate(meant) if index not in shown and told[text] != text}
+        return shown
+
+    def _found(self, text: str) -> str:
+        data = _bytes(text)
+        return _masked(data, self._spans(data))
+
+    def _without_whole(self, text: str) -> str:
+        scheme, blank, rest = text.partition(" ")
+        if self._is_whole(text):
+            return MASK
+        return f"{scheme}{blank}{MASK}" if blank and self._is_whole(rest) else text
 
     def _is_whole(self, text: str) -> bool:
-        return any(pattern.fullmatch(text) for pattern in self._whole)
+        if not self._whole or len(text) > _LONGEST_WHOLE:
+            return False
+        self._spend(_HIT)
+        seen = [(view, view.of(layer.data)) for layer in layers(_bytes(text)) for view in View]
+        return any((view, data.rstrip(b"=") if view is View.BASE64 else data) in self._whole for view, data in seen)
 
-    def _spans(self, text: str) -> list[tuple[int, int]]:
-        """Where secrets are, in order; overlapping ones as one, so that no end of one is left by the mask of another."""
-        merged: list[tuple[int, int]] = []
-        for start, end in sorted(chain.from_iterable(_found(pattern, text) for pattern in self._anywhere)):
-            if merged and start < merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-            else:
-                merged.append((start, end))
-        return merged
+    def _spans(self, data: bytes) -> list[Span]:
+        """Where secrets are, in order; those that overlap as one, so that no end of one is left by the mask of another."""
+        if self.blind:
+            raise _TooMuch
+        marks = bytearray(len(data))
+        for start, end in self._all(data):
+            marks[start:end] = b"\1" * (end - start)
+        return [match.span() for match in _MARKED.finditer(marks)]
+
+    def _all(self, data: bytes) -> Iterator[Span]:
+        for layer in layers(data) if any(self._forms.values()) else ():
+            for view, forms in self._forms.items():
+                seen = Seen(layer, view)
+                for form in forms:
+                    for start, end in self._occurrences(seen.data, form.data):
+                        if whole := seen.whole(form, start, end):
+                            yield _of_characters(data, *seen.origin(*whole))
+
+    def _occurrences(self, data: bytes, wanted: bytes) -> Iterator[Span]:
+        """Every one; those that overlap at the same distance as one. As a search costs what is wanted is long, the next one
+        begins behind them, not within: then the next occurrence lies half of that further on at least."""
+        size = len(wanted)
+        self._spend(len(data) + _FIND)
+        at = data.find(wanted)
+        while at >= 0:
+            end = at + size
+            after = data.find(wanted, at + 1)
+            if 0 <= after < end:
+                repeated = wanted[at - after :]
+                end = after + size
+                while data.startswith(repeated, end):
+                    end += len(repeated)
+                after = data.find(wanted, end - size + 1)
+                self._spend(_STEP * ((end - at) // len(repeated)))
+            self._spend(_HIT + size)
+            yield at, end
+            at = after
+
+    def _spend(self, work: int) -> None:
+        self._left -= work
+        if self._left < 0:
+            raise _TooMuch
 
 
-def _found(pattern: Pattern, text: str) -> Iterator[tuple[int, int]]:
-    """Every match, those that begin inside another too."""
-    match = pattern.search(text)
-    while match is not None:
-        yield match.span()
-        match = pattern.search(text, match.start() + 1)
+def _forms(text: str) -> Iterator[Form]:
+    yield from chain(plain_forms(text), encoded_forms(text), nested_forms(text))
+    for line in lines(text):
+        yield from chain(plain_forms(line), encoded_forms(line))
 
 
-def _masked(text: str, spans: Iterable[tuple[int, int]]) -> str:
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _of_characters(data: bytes, start: int, end: int) -> Span:
+    """No half of a character is left (RFC 3629)."""
+    while start and data[start] & 0xC0 == 0x80:
+        start -= 1
+    while end < len(data) and data[end] & 0xC0 == 0x80:
+        end += 1
+    return start, end
+
+
+def _masked(data: bytes, spans: Iterable[Span]) -> str:
     pieces, at = [], 0
     for start, end in spans:
-        pieces += [text[at:start], MASK]
+        pieces += [data[at:start], MASK.encode()]
         at = end
-    return "".join([*pieces, text[at:]])
+    return b"".join([*pieces, data[at:]]).decode("utf-8", "surrogatepass")
 
 
 def _meant(token: str) -> str:
     if not token.startswith('"'):
         return token
+    if "\\" not in token:
+        return token[1:-1]
     try:
         return str(msgspec.json.decode(token, type=str))
     except (msgspec.DecodeError, UnicodeError):  # half a surrogate pair: JSON's grammar takes it, no text does
         return token
-
-
-def _texts(secret: Any) -> Iterator[str]:
-    """The texts that a secret may stand for."""
-    if isinstance(secret, bool) or secret is None:
-        return
-    text = secret if isinstance(secret, str) else repr(secret)
-    given = [text, *_lines(text)]
-    with suppress(BadHost):
-        given.append(normalise_host(text.strip()))  # what a host name becomes in a URL
-    for form in (each.strip() for each in given):
-        if form:
-            yield form
-            yield form.encode("utf-8", "replace").decode("latin-1")  # UTF-8 that was read as the old default of HTTP
-
-
-def _lines(text: str) -> list[str]:
-    """Long lines of a text of several, which may come back broken otherwise: keys and certificates."""
-    return [line for line in text.splitlines() if len(line) >= 2 * SHORTEST] if "\n" in text else []
-
-
-def _patterns(text: str) -> Iterator[Pattern]:
-    data = text.encode("utf-8", "replace")
-    yield re.compile("".join(map(_character, re.findall(r"\\+|[\s\S]", text))))
-    yield re.compile(r"[:\s-]?".join("".join(map(_hex_digit, f"{byte:02x}")) for byte in data))
-    for offset in range(3):
-        yield re.compile(_WRAP.join(_base64(data, offset)) + "(?:=|%3[dD]){0,2}")
-
-
-def _character(text: str) -> str:
-    """One character, or a run of backslashes, which only together can be told from what they escape."""
-    if text.startswith("\\"):
-        encoded = f"(?:{_PERCENT}5[cC])|{_BACKSLASH}(?:u005[cC]|x5[cC])|{_AMPERSAND}#(?:0{{0,5}}92|[xX]0{{0,4}}5[cC]);?"
-        return rf"(?:(?:{encoded}){{{len(text)}}}|\\{{{len(text)},{8 * len(text)}}})"
-    code = ord(text)
-    ways = {re.escape(case) for case in (text, text.lower(), text.upper()) if len(case) == 1}
-    for encoding in ("utf-8", "latin-1"):
-        ways.add("".join(f"{_PERCENT}{_hex(byte, 2)}" for byte in text.encode(encoding, "replace")))
-    units = text.encode("utf-16-be", "surrogatepass")
-    ways.add("".join(f"{_BACKSLASH}u{_hex(units[at] * 256 + units[at + 1], 4)}" for at in range(0, len(units), 2)))
-    ways.add(f"{_AMPERSAND}#(?:0{{0,5}}{code}|[xX]0{{0,4}}{_hex(code, 1)});?")
-    if code < 0x100:
-        ways.add(f"{_BACKSLASH}x{_hex(code, 2)}")
-    if short := _JSON_SHORT.get(text):
-        ways.add(_BACKSLASH + short)
-    if named := _HTML_NAMED.get(text):
-        ways.add(f"{_AMPERSAND}{named};")
-    if text == " ":
-        ways.add(r"\+")
-    return f"(?:{'|'.join(sorted(ways, key=len, reverse=True))})"
-
-
-def _hex(number: int, digits: int) -> str:
-    return "".join(map(_hex_digit, f"{number:0{digits}x}"))
-
-
-def _hex_digit(digit: str) -> str:
-    return digit if digit.isdigit() else f"[{digit}{digit.upper()}]"
-
-
-def _base64(data: bytes, offset: int) -> Iterator[str]:
-    """The digits that hold bits of `data` where it begins `offset` bytes into a group of three.
-
-    The first and the last may hold bits of a neighbour: then any digit will do that agrees in the bits that are known.
-    """
-    low, high = (b64encode(bytes([fill]) * offset + data + bytes([fill]) * 2).decode() for fill in (0, 255))
-    for at in range(8 * offset // 6, -(-8 * (offset + len(data)) // 6)):
-        first, last = _ALPHABET.index(low[at]), _ALPHABET.index(high[at])
-        known = ~(first ^ last)
-        yield _one_of(digit for value, digit in enumerate(_ALPHABET) if value & known == first & known)
-
-
-def _one_of(digits: Iterable[str]) -> str:
-    """One of these digits, in either alphabet and percent-encoded where it needs to be."""
-    found = set(digits)
-    letters = "".join(sorted(found - {"+", "/"}))
-    ways = [f"[{letters}{'+-' * ('+' in found)}]".replace("+-", r"+\-")] if letters or "+" in found else []
-    if "+" in found:
-        ways.append(f"{_PERCENT}2[bB]")
-    if "/" in found:
-        ways += ["[/_]", r"\\\\{0,3}/", f"{_PERCENT}2[fF]"]
-    return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"

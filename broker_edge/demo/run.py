@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import shutil
 import socket
@@ -34,6 +35,8 @@ def run_demo(port: int | None, bureau_port: int) -> int:
         listener.close()
         sys.stderr.write(f"{error}\n")
         return 2
+    if settings.port == 0:  # whoever pastes needs to know which
+        settings = _settings(_free_port(), bureau)
     if _taken(settings):
         print(f"port {settings.port} is taken; take another one: PORT=6003 make run, or broker-edge demo --port 6003")  # noqa: T201
         return 1
@@ -43,11 +46,38 @@ def run_demo(port: int | None, bureau_port: int) -> int:
     return 0 if run_server(settings) else 1
 
 
+def run_bureau(host: str, port: int) -> bool:
+    """The sample bureau alone, until stopped; answers whether it could listen."""
+    listener = _socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        return False
+    shown = f"[{host}]" if ":" in host else host
+    print(f"the sample bureau listens on http://{shown}:{listener.getsockname()[1]}", flush=True)  # noqa: T201
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve_bureau(listener)
+    return True
+
+
+def _socket(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    # asyncio turns Nagle's algorithm off only on sockets that name their protocol; with it every answer waits 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return listener
+
+
+def _free_port() -> int:
+    with _socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
 def _listen(port: int) -> socket.socket:
     """On `port` if it is free: the same address after a restart finds the entries of the last run."""
-    # asyncio turns Nagle's algorithm off only on sockets that name their protocol; with it every answer waits 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = _socket()
     try:
         listener.bind((_LOOPBACK, port))
     except OSError:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
-from weakref import WeakValueDictionary
 
+from broker_edge.core.breaker import Breaker, State
 from broker_edge.core.money import Budget
 from broker_edge.core.plan import Plan
 from broker_edge.core.trail import Record
@@ -38,6 +38,11 @@ class Call(NamedTuple):
     budget: Budget
 
 
+# What whoever waits for a call hears: granted, exhausted, or None where nobody can say. In a line are they by what they ask for.
+Seat = asyncio.Future[bool | None]
+Line = dict[Call, list[Seat]]
+
+
 class Purses:
     """Reserves calls; `within` in seconds for one word of the database."""
 
@@ -58,9 +63,10 @@ class Purses:
         # A refusal holds good for a while without asking again: what is spent in a day only ever shrinks by calls that were not
         # made after all, so remembering is wrong for a second at most, and then by refusing. Another limit is another entry.
         self._exhausted: dict[Call, float] = {}
-        # One at a time for each source: they would queue for the same row in any case, each with a connection in its hand, and
-        # those behind the one that is refused need not ask.
-        self._lines: WeakValueDictionary[tuple[UUID, str | None], asyncio.Lock] = WeakValueDictionary()
+        # One statement at a time for each source: they would queue for the same row in any case, each with a connection in its
+        # hand. Whoever comes while it runs is asked for by the next one, all of them at once.
+        self._lines: dict[tuple[UUID, str | None], Line] = {}
+        self._breaker = Breaker()
 
     def of(self, plan: Plan, record: Record) -> Purse | None:
         """What pays for the calls of one fetch and charges `record`; None where nobody asked what they cost."""
@@ -72,22 +78,23 @@ class Purses:
 
     async def reserve(self, call: Call) -> None:
         """Count one call; raises EdgeError BUDGET_EXHAUSTED, or STORAGE_UNAVAILABLE where nobody can say."""
-        line = self._lines.setdefault((call.data_source_id, call.project), asyncio.Lock())
         self._refuse_known(call)
-        async with line:
-            self._refuse_known(call)
-            granted = await self._asked(call)
+        seat: Seat = asyncio.get_running_loop().create_future()
+        self._queue(call, seat)
+        try:
+            granted = await seat
+        except asyncio.CancelledError:
+            if not seat.cancelled() and seat.result():  # granted in the moment in which its caller left
+                self.release(call)
+            raise
         if granted is None:
             raise EdgeError("STORAGE_UNAVAILABLE", "the budget of the data source can't be asked for", retry_after=1.0)
         if not granted:
-            if len(self._exhausted) >= _MOST:
-                self._exhausted.clear()
-            self._exhausted[call] = self._monotonic() + _REMEMBERED
             self._refuse()
 
-    def release(self, call: Call) -> asyncio.Task[None]:
-        """Take back a call that was not made, whoever goes on waiting."""
-        return self._background.spawn("release", self._taken_back(call))
+    def release(self, call: Call, calls: int = 1) -> asyncio.Task[None]:
+        """Take back calls that were not made, whoever goes on waiting."""
+        return self._background.spawn("release", self._taken_back(call, calls))
 
     def _refuse_known(self, call: Call) -> None:
         until = self._exhausted.get(call)
@@ -101,30 +108,81 @@ class Purses:
         left = _DAY - self._now() % _DAY
         raise EdgeError("BUDGET_EXHAUSTED", "what the data source may spend in a day (UTC) is spent", retry_after=left)
 
-    async def _asked(self, call: Call) -> bool | None:
-        """In a task of its own: the database may say yes to a caller who has left, and then the call is taken back."""
-        asking = self._background.spawn("reserve", self._ask(call))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            self._background.spawn("release", self._undone(asking, call))
-            raise
+    def _queue(self, call: Call, seat: Seat) -> None:
+        name = (call.data_source_id, call.project)
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = {call: [seat]}
+            self._background.spawn("reserve", self._serve(name, line))
+        elif self._breaker.state is State.CLOSED:
+            line.setdefault(call, []).append(seat)
+        else:  # what is under way only finds out whether the database is back
+            seat.set_result(None)
 
-    async def _ask(self, call: Call) -> bool | None:
+    async def _serve(self, name: tuple[UUID, str | None], line: Line) -> None:
+        """In a task of its own: the database may say yes to callers who have left, and then their calls are taken back."""
+        asked: list[Seat] = []
+        try:
+            while line:
+                call = next(iter(line))
+                asked = [seat for seat in line.pop(call) if not seat.done()]
+                if asked:
+                    self._deal(line, call, asked, await self._ask(call, len(asked)))
+        finally:
+            del self._lines[name]
+            _give_up(line, asked)
+
+    async def _ask(self, call: Call, calls: int) -> int | None:
+        """How many are granted; None where nobody can say."""
+        if not self._breaker.allows(self._monotonic()):
+            return None
+        limit = call.budget
         try:
             async with asyncio.timeout(self._within):
-                return await self._budgets.reserve(*call[:4], most_calls=call.budget.calls, most_micros=call.budget.micros)
-        except (TierBroken, TimeoutError):  # it may have been counted, and the answer lost: then a call less is made, not more
+                granted = await self._budgets.reserve(*call[:4], calls, most_calls=limit.calls, most_micros=limit.micros)
+        except (TierBroken, TimeoutError):  # they may have been counted, and the answer lost: then less calls are made, not more
+            self._breaker.record(ok=False, now=self._monotonic())
             return None
+        self._breaker.record(ok=True, now=self._monotonic())
+        return granted
 
-    async def _undone(self, asking: asyncio.Task[bool | None], call: Call) -> None:
-        await asyncio.wait([asking])
-        if not asking.cancelled() and asking.result():
-            await self._taken_back(call)
+    def _deal(self, line: Line, call: Call, asked: list[Seat], granted: int | None) -> None:
+        """Who came meanwhile gets what is left by those who went, and hears what there is to hear without asking once more."""
+        if granted is None:
+            _give_up(line, asked)
+            return
+        waiting = [seat for seat in (*asked, *line.pop(call, ())) if not seat.done()]
+        _tell(waiting[:granted], True)
+        if granted < len(asked):
+            self._remember(call)
+            _tell(waiting[granted:], False)
+        elif len(waiting) > granted:
+            line[call] = waiting[granted:]
+        if granted > len(waiting):
+            self.release(call, granted - len(waiting))
 
-    async def _taken_back(self, call: Call) -> None:
-        await self._budgets.release(*call[:4])
+    def _remember(self, call: Call) -> None:
+        if len(self._exhausted) >= _MOST:
+            self._exhausted.clear()
+        self._exhausted[call] = self._monotonic() + _REMEMBERED
+
+    async def _taken_back(self, call: Call, calls: int) -> None:
+        await self._budgets.release(*call[:4], calls)
         self._exhausted.clear()
+
+
+def _give_up(line: Line, asked: list[Seat]) -> None:
+    """Nobody can say, and nobody in line need find that out for himself, one after the other."""
+    _tell(asked, None)
+    for seats in line.values():
+        _tell(seats, None)
+    line.clear()
+
+
+def _tell(seats: Iterable[Seat], word: bool | None) -> None:
+    for seat in seats:
+        if not seat.done():
+            seat.set_result(word)
 
 
 class Purse:

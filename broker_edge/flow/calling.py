@@ -10,10 +10,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote_plus
 from uuid import UUID
 
 import msgspec
 
+from broker_edge.core.auth import CLIENT, USER
 from broker_edge.core.exchange import Outbound, Reply, SecretRef
 from broker_edge.core.plan import Plan
 from broker_edge.core.record import Reading
@@ -33,7 +35,7 @@ Scalar = str | int | float
 class Probed(NamedTuple):
     """What a test of a source saw: the request as it was sent, and its answer or what became of it.
 
-    `secrets` are the values that went along, tokens included: those to be kept out of any report.
+    `secrets` are the values that went along, tokens and what Basic joins included: those to be kept out of any report.
     """
 
     outbound: Outbound
@@ -100,7 +102,8 @@ class Calls:
             raise
         except EdgeError as failure:
             error = failure
-        return Probed(errand.request, reply, error, (*_scalars(errand.revealed.values()), *errand.tokens))
+        used = {name: errand.revealed[name] for name, _ in _needed(plan)}
+        return Probed(errand.request, reply, error, (*_scalars(used.values()), *_pairs(used), *errand.tokens))
 
     def _begun(self, plan: Plan, revealed: Mapping[str, Any]) -> _Errand:
         """Rendered, with the key that all attempts share, the one after a refused token included."""
@@ -154,8 +157,17 @@ def _needed(plan: Plan) -> Iterator[tuple[str, Any]]:
     source, env = plan.source, plan.env
     names = source.request.env_names | {name for name in source.request.names if name not in plan.params}
     if source.auth is not None:
-        names |= source.auth.chosen(env.keys())
+        names |= source.auth.chosen([name for name, value in env.items() if value is not None])
     return ((name, env[name]) for name in names if name in env)
+
+
+def _pairs(used: Mapping[str, Any]) -> Iterator[str]:
+    """Users with their passwords, as Basic joins them (RFC 7617 section 2, RFC 6749 section 2.3.1)."""
+    for names in (CLIENT, USER):
+        pair = [value for name in names if isinstance(value := used.get(name), str)]
+        if len(pair) == 2:
+            yield ":".join(pair)
+            yield ":".join(map(quote_plus, pair))
 
 
 def _scalars(values: Iterable[Any]) -> Iterator[Scalar]:

@@ -35,13 +35,23 @@ class Flight:
         "key",
         "renewal",
         "task",
+        "terms",
         "token",
         "trail",
     )
 
-    def __init__(self, key: str, identity: Mapping[str, Any], trail: FlightTrail, deadline: float, timers: TimingWheel) -> None:
+    def __init__(
+        self,
+        key: str,
+        identity: Mapping[str, Any],
+        terms: object,
+        trail: FlightTrail,
+        deadline: float,
+        timers: TimingWheel,
+    ) -> None:
         self.key = key
         self.identity = identity
+        self.terms = terms
         self.trail = trail
         self.deadline = deadline
         self.begun = asyncio.get_running_loop().time()

@@ -28,8 +28,8 @@ from broker_edge.ports import Bell, Fleet, Lead
 
 B = TypeVar("B")
 _STORED = b"stored"
-# Another instance's secrets or patience may differ: these failures of its leader say nothing about our own attempt.
-_NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL"})
+# Another instance's secrets, patience or budget may differ: these failures of its leader say nothing about our own attempt.
+_NOT_OURS = frozenset({"TIMEOUT", "MISSING_VARIABLE", "INVALID_VALUE", "INTERNAL", "BUDGET_EXHAUSTED"})
 # Whoever's secrets went along: no caller's own attempt would fare better. Not so for errors of connecting: a secret may be
 # the host, and an attempt that reaches nobody costs nothing.
 _ANYBODYS = frozenset({"TIMEOUT", "OVERLOADED", "CIRCUIT_OPEN", "STORAGE_UNAVAILABLE"})
@@ -39,8 +39,11 @@ _ANYBODYS_STATUS = frozenset({502, 503, 504})
 class Work(Protocol[B]):
     """The work of a flight: `recall` answers what the tiers hold by now, `buy` calls the upstream, `keep` stores the answer.
 
-    `landed` hears the outcome, before anybody else does.
+    `landed` hears the outcome, before anybody else does. Works of equal `terms` may spend the same.
     """
+
+    @property
+    def terms(self) -> object: ...
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None: ...
 
@@ -88,22 +91,20 @@ class Flights:
         """The result of the flight of `key`, started if none is under way; raises its EdgeError, or TIMEOUT at `deadline`.
 
         `identity` holds the caller's secrets: where a flight fails that another caller's secrets led, another one goes, until
-        one went with ours. And where one gave up that began before us, we still have time for another.
+        one went with ours; so too where one was refused by a budget that is not ours, as specs bring theirs along. And where one
+        gave up that began before us, we still have time for another.
         """
         while True:
             flight, led = self._board(key, identity, deadline, trail, work)
             outcome = await self._result(flight, led, deadline, trail)
-            if not isinstance(outcome, EdgeError) or not self._again(flight, led, identity, deadline, outcome):
+            if led or not isinstance(outcome, EdgeError) or deadline <= asyncio.get_running_loop().time():
+                break
+            if not _again(flight, identity, work.terms, outcome):
                 break
         trail.collapsed = not led
         if isinstance(outcome, EdgeError):
             raise outcome.with_traceback(None)
         return outcome
-
-    def _again(self, flight: Flight, led: bool, identity: Mapping[str, Any], deadline: float, error: EdgeError) -> bool:
-        if led or deadline <= asyncio.get_running_loop().time():
-            return False
-        return flight.expired or not (_is_anybodys(error) or flight.identity == identity)
 
     def start(self, key: str, identity: Mapping[str, Any], deadline: float, trail: Trail, work: Work[Any]) -> None:
         """Refill behind a reply: a flight that nobody waits for, unless it is under way already."""
@@ -117,7 +118,7 @@ class Flights:
         if flight is not None and flight.admit(deadline):
             return flight, False
         record = FlightTrail(trail.branch(), self._now(), trail.new_id, trail)
-        flight = self._running[key] = Flight(key, identity, record, deadline, self._background.timers)
+        flight = self._running[key] = Flight(key, identity, work.terms, record, deadline, self._background.timers)
         flight.task = self._background.spawn("flight", self._fly(flight, work))
         return flight, True
 
@@ -265,6 +266,13 @@ class Flights:
                 if not await self._fleet.renew(key, token, self._lease):
                     await self._fleet.bid(key, token, self._lease)  # flushed away: nobody else may lead while this call runs
             await asyncio.sleep(self._lease / 3)
+
+
+def _again(flight: Flight, identity: Mapping[str, Any], terms: object, error: EdgeError) -> bool:
+    """Whether another flight might bring its passenger what this one did not."""
+    if error.code == "BUDGET_EXHAUSTED" and flight.terms != terms:
+        return True
+    return flight.expired or not (_is_anybodys(error) or flight.identity == identity)
 
 
 def _is_anybodys(error: EdgeError) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from broker_edge.core.auth import OutboundAuth
 from broker_edge.core.credentials import Credentials, authorized, credentials_of
 from broker_edge.core.exchange import Outbound, SecretRef
+from broker_edge.core.oauth import name_of
 from broker_edge.core.plan import Plan
 from broker_edge.core.record import Reading
 from broker_edge.core.trail import Record
@@ -49,7 +50,7 @@ class Proofs:
         return Proven(authorized(request, auth, given, token), token)
 
     def _want(self, plan: Plan, auth: OutboundAuth, given: Credentials) -> Want:
-        """Digests are keyed: whoever reads Redis can't try passwords against them."""
+        """Digests of passwords are keyed: whoever reads Redis can't try any against them."""
         owner = (plan.project, str(plan.source.data_source_id), auth.token_url)
         told = [part for name, value in given.items() if name != "REFRESH_TOKEN" for part in (name, value)]
         patience = plan.source.timeout
@@ -62,7 +63,7 @@ class Proofs:
         # A kept one is replaced by its successors: it is known by its place. One that callers bring is known by itself.
         known = ("ref", str(kept.data_source_id), kept.kind, kept.name) if kept is not None else ("value", refresh)
         # The client's secret is left out: it may change, and the chain goes on.
-        chain = self._tokens.digest(("refresh", *owner, given["CLIENT_ID"], *known))
+        chain = name_of("chain", *owner, given["CLIENT_ID"], *known)
         key = self._tokens.digest(("token", *owner, auth.grant, auth.scope, auth.client_auth, *told, *known))
         return Want(auth, given, plan.project, patience, f"token:{key}", f"refresh:{chain}", self._tokens.mark(refresh), kept)
 

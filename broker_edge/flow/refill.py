@@ -45,6 +45,11 @@ class Refill(Acceptance):
         refill._behind = True
         return refill
 
+    @property
+    def terms(self) -> object:
+        """Price and budget: who refuses the one need not refuse the other."""
+        return self.plan.source.price, self.plan.source.budget
+
     def _take(self, verdict: Verdict) -> Fetched | None:
         return self.fresh(verdict) if self._behind else self.accept(verdict)
 

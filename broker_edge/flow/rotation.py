@@ -4,19 +4,16 @@ in the envelopes themselves, so it can be ended at any moment and started again.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from uuid import UUID
 
 from broker_edge.core.record import Reading, SealedSecret
 from broker_edge.errors import EdgeError
-from broker_edge.guard.vault import Vault, key_id_of
+from broker_edge.guard.vault import Vault
 from broker_edge.ports import SecretStore
 
 _BATCH: Final = 200
-_ALL: Final = 1_000_000
-_NO_PREFIX: Final = "?"  # of no envelope
 
 
 class Rotated(NamedTuple):
@@ -49,12 +46,6 @@ async def rotate(
                     else:
                         resealed += await store.reseal(secret, sealed)
                     progress()
-
-
-async def tally(store: SecretStore) -> Mapping[str | None, int]:
-    """How many secrets are under each key id; None for what is no envelope."""
-    found = await store.sealed_otherwise(_NO_PREFIX, _ALL)
-    return Counter(key_id_of(secret.sealed) for secret in found if secret.sealed is not None)
 
 
 def _moved(secret: SealedSecret, vault: Vault) -> str | None:

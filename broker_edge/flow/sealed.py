@@ -32,11 +32,27 @@ class SealedTexts:
 
     async def get(self, key: str) -> str | None:
         """None where there is none that this ring opens: it is made anew then. Raises TierBroken."""
+        return self._opened(await self._stored(key), key)
+
+    async def lasting(self, key: str) -> str | None:
+        """One that was put for ever, and can't be made anew: sealed anew where that was with another key than the first.
+
+        Raises TierBroken, and Unopened where there is one that no key in force opens.
+        """
+        sealed = await self._stored(key)
+        if sealed is None:
+            return None
+        text = str(self._vault.open(sealed, key))
+        if not sealed.startswith(self._vault.prefix):
+            await self.put(key, text, None)
+        return text
+
+    async def _stored(self, key: str) -> str | None:
         if key in self._owed:  # the hot tier was gone when it was put, and what it holds is older
             await guarded(self._breaker, lambda: self._hot.put(key, self._owed[key], None))
             del self._owed[key]
         entry = await guarded(self._breaker, lambda: self._one(key))
-        return None if entry is None else self._opened(bytes(entry.value).decode("ascii", "replace"), key)
+        return None if entry is None else bytes(entry.value).decode("ascii", "replace")
 
     def own(self, key: str) -> str | None:
         """What this process put last under the key; for how long it is good its text must tell."""

@@ -20,7 +20,7 @@ from broker_edge.core.exchange import SecretRef
 from broker_edge.core.record import VARIABLES_LIMIT, Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
 from broker_edge.errors import CallerError, EdgeError, Overtaken, TierBroken
 from broker_edge.flow.background import Background
-from broker_edge.guard.vault import Scalar, Vault
+from broker_edge.guard.vault import Scalar, Unopened, Vault
 from broker_edge.ports import SecretStore
 
 _MOST: Final = 10_000  # sources whose secrets are cached
@@ -31,7 +31,10 @@ _Sealed = Mapping[tuple[SecretKind, str], SealedSecret]
 
 
 class Secrets:
-    """`hears` says whether a change would be heard of; `within` (seconds) bounds one word of the store."""
+    """`hears` says whether a change would be heard of; `within` (seconds) bounds one word of the store.
+
+    `on_unopened` is told of what is needed and does not open.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class Secrets:
         new_id: Callable[[], UUID],
         within: float,
         hears: Callable[[], bool] = lambda: True,
+        on_unopened: Callable[[Unopened], None] = lambda _: None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         max_age: float = 60.0,
@@ -52,6 +56,7 @@ class Secrets:
         self._new_id = new_id
         self._within = within
         self._hears = hears
+        self._on_unopened = on_unopened
         self._now = now
         self._monotonic = monotonic
         self._max_age = max_age
@@ -185,7 +190,11 @@ class Secrets:
     def _opened(self, name: str, secret: SealedSecret | None, project: str | None) -> Scalar:
         if secret is None or secret.sealed is None:
             raise CallerError("MISSING_VARIABLE", f"No value is set for {name}")
-        value = self._vault.open(secret.sealed, *_about(secret, project))
+        try:
+            value = self._vault.open(secret.sealed, *_about(secret, project))
+        except Unopened as error:
+            self._on_unopened(error)
+            raise
         use = secret.secret_id, secret.version
         self._uses[use] = self._uses.get(use, 0) + 1
         return value

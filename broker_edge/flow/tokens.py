@@ -20,15 +20,16 @@ from broker_edge.core.auth import OutboundAuth
 from broker_edge.core.breaker import Breaker
 from broker_edge.core.credentials import Credentials
 from broker_edge.core.exchange import Outbound, Reply, SecretRef
-from broker_edge.core.oauth import Chain, Grant, Token, marks_after, read_grant, token_request
+from broker_edge.core.oauth import Chain, Grant, Token, marks_after, name_of, read_grant, token_request
+from broker_edge.core.redirect import REDIRECTS
 from broker_edge.core.source import RetryPolicy
 from broker_edge.core.trail import Record
-from broker_edge.errors import EdgeError, TargetDenied, TierBroken, UpstreamError
+from broker_edge.errors import EdgeError, TargetDenied, TierBroken, TokenError, UpstreamError
 from broker_edge.flow.background import Background
 from broker_edge.flow.guarded import guarded
 from broker_edge.flow.sealed import SealedTexts
 from broker_edge.flow.upstream import Upstream
-from broker_edge.guard.vault import Vault
+from broker_edge.guard.vault import Unopened, Vault
 from broker_edge.ports import Bell, Fleet, HotTier, Lead
 
 _TWICE: Final = RetryPolicy(max_retries=1, status_forcelist=frozenset())  # where nothing was sent: see core.retry
@@ -94,8 +95,9 @@ class Tokens:
         self._running: dict[str, asyncio.Task[Token | EdgeError]] = {}
         self.digest = vault.digest
 
-    def mark(self, refresh: str) -> str:
-        return self.digest(("refresh token", refresh))
+    @staticmethod
+    def mark(refresh: str) -> str:
+        return name_of("token", refresh)
 
     async def token(self, want: Want, record: Record, rejected: str | None = None) -> str:
         """A token, not the `rejected` one, which is dropped for everyone. Raises EdgeError. The caller keeps the deadline."""
@@ -219,9 +221,13 @@ class Tokens:
         if want.chain is None:
             return None
         try:
-            text = await self._texts.get(want.chain)
+            text = await self._texts.lasting(want.chain)
         except TierBroken:
             raise _closed("which refresh token is the last one can't be told") from None
+        except Unopened as error:
+            if want.kept is None:  # better none than one that is spent
+                raise EdgeError("INTERNAL", f"which refresh token is the last one can't be told: {error.message}") from None
+            return None  # the registry has it too
         chain = _decoded(_chain, text)
         return chain if chain is not None and want.mark in chain.marks else None
 
@@ -268,8 +274,13 @@ def _of_the_endpoint(error: UpstreamError) -> UpstreamError:
     """
     status = error.upstream_status
     failing = status is not None and (status >= 500 or status == 429)
-    told = f"the token endpoint answered {status}" if status is not None else f"the token endpoint failed: {error.message}"
-    return UpstreamError(
+    if status in REDIRECTS:
+        told = f"the token endpoint redirects ({status}), which is not followed: credentials go nowhere else"
+    elif status is not None:
+        told = f"the token endpoint answered {status}"
+    else:
+        told = f"the token endpoint failed: {error.message}"
+    return TokenError(
         error.code,
         told,
         sent=error.sent,

@@ -31,14 +31,26 @@ _DIGEST: Final = b"be digest v1"
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
+class Unopened(EdgeError):
+    """What is sealed can't be had: no waiting and no retry opens it. `key_id` is that of the key where it lacks."""
+
+    def __init__(self, key_id: str | None = None) -> None:
+        lacks = f"a secret is sealed with key {key_id}, which is not among the keys in force"
+        super().__init__(
+            "INTERNAL", lacks if key_id is not None else "a secret can't be opened with the encryption keys in force"
+        )
+        self.key_id = key_id
+
+
 class KeyRing:
     """Keys by id, in their order: the first one seals, all of them open. Holds secrets and is never shown."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
         self.ids = tuple(keys)
         self._ciphers = {name: AESGCM(key) for name, key in keys.items()}
-        # Of the last key: it is the one that all rings of a fleet hold while a new one is put before it, instance by instance.
-        self._digest_key = blake2b(key=keys[self.ids[-1]], person=_DIGEST, digest_size=32).digest()
+        # Of the first key: what a digest names is sealed with that. A new key comes behind the others, and old ones go from
+        # there, so that digests change once in a rotation, when the first does.
+        self._digest_key = blake2b(key=keys[self.current], person=_DIGEST, digest_size=32).digest()
 
     @property
     def current(self) -> str:
@@ -92,15 +104,17 @@ class Vault:
         return self.prefix + base64.urlsafe_b64encode(sealed).decode()
 
     def open(self, sealed: str, *about: str | None) -> Scalar:
-        """The value of an envelope. Raises EdgeError INTERNAL where it can't be had: no waiting and no retry opens it."""
+        """The value of an envelope. Raises Unopened."""
         key_id, data = _taken_apart(sealed)
         cipher = self._ring.cipher(key_id)
-        if cipher is None or len(data) <= _NONCE_BYTES:
-            raise _closed()
+        if cipher is None:
+            raise Unopened(key_id)
+        if len(data) <= _NONCE_BYTES:
+            raise Unopened
         try:
             text = cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound(key_id, about))
         except InvalidTag:
-            raise _closed() from None
+            raise Unopened from None
         value: Scalar = json.loads(text)
         return value
 
@@ -132,15 +146,15 @@ def _key(encoded: str, number: int) -> bytes:
 def _taken_apart(sealed: str) -> tuple[str, bytes]:
     key_id = key_id_of(sealed)
     if key_id is None:
-        raise _closed()
+        raise Unopened
     text = sealed.rpartition(".")[2]
     try:
         data = base64.b64decode(text, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        raise _closed() from None
+        raise Unopened from None
     # One envelope has one spelling: the last bits of base64 could else be changed unnoticed.
     if base64.urlsafe_b64encode(data).decode() != text:
-        raise _closed()
+        raise Unopened
     return key_id, data
 
 
@@ -152,7 +166,3 @@ def _framed(parts: Iterable[str | None]) -> bytes:
     """Lengths first, so that no part can pass for the end of another; an absent one is not the empty one."""
     encoded = [None if part is None else part.encode("utf-8", "surrogatepass") for part in parts]
     return b"".join(b"-" if part is None else b"%d:%b" % (len(part), part) for part in encoded)
-
-
-def _closed() -> EdgeError:
-    return EdgeError("INTERNAL", "a secret can't be opened with the encryption keys in force")

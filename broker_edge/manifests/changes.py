@@ -7,12 +7,13 @@ is done, and a document that says the same in other words changes nothing.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from broker_edge.core.lifecycle import new_record, revised
+from broker_edge.core.auth import CREDENTIALS, OutboundAuth
+from broker_edge.core.lifecycle import compiled, new_record, revised
 from broker_edge.core.record import TERMS, Draft, SourceRecord
 from broker_edge.core.spec import ROOT
 from broker_edge.errors import CallerError
@@ -24,22 +25,32 @@ _NO_ID: Final = UUID(int=0)
 
 Record = Mapping[str, Any]
 Action = Literal["create", "update", "unchanged"]
+UNSET: Final = "not set"
+BESIDE: Final = "set, not in the document"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One document beside what there is; `record` is None where the source is missing."""
+    """One document beside what there is; `record` is None where the source is missing.
+
+    `variables` are those that its templates can't do without, `auth` says which credentials it needs.
+    """
 
     document: Document
     record: Record | None
     action: Action
     publish: bool
     diff: tuple[str, ...]
+    variables: tuple[str, ...] = ()
+    auth: OutboundAuth | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One document after its turn, or after a dry run. Secrets by name: `set`, `unchanged` or `would be set`."""
+    """One document after its turn, or after a dry run. Secrets by name: `set` and `unchanged`, in a dry run what was given.
+
+    Beside them `UNSET` ones, which the source needs or the document names, and set ones that the document does not name.
+    """
 
     name: str
     data_source_id: str | None
@@ -52,7 +63,7 @@ class Outcome:
     @property
     def changed(self) -> bool:
         secrets = (*self.variables.values(), *self.credentials.values())
-        return self.action != "unchanged" or self.publish or any(state != "unchanged" for state in secrets)
+        return self.action != "unchanged" or self.publish or any(state not in ("unchanged", UNSET, BESIDE) for state in secrets)
 
 
 def compare(documents: Sequence[Document], records: Iterable[Record], *, publish: bool) -> list[Change]:
@@ -64,15 +75,34 @@ def compare(documents: Sequence[Document], records: Iterable[Record], *, publish
 def _compared(document: Document, record: Record | None, publish: bool) -> Change:
     wanted = document.published or publish
     try:
+        new = new_record(_draft(document), _NO_ID, None, 0.0)
+        needs = (new.variables, compiled(new).auth)
         if record is None:
-            new_record(_draft(document), _NO_ID, None, 0.0)
-            return Change(document, None, "create", wanted, _diff({}, document.spec, document.name))
+            return Change(document, None, "create", wanted, _diff({}, document.spec, document.name), *needs)
         before = _kept(record)
         changes = revised(before, _draft(document), 0.0) is not before
     except CallerError as error:
         raise Refusal(f"{document.place}: {error.message.removeprefix(f'{ROOT}.')}") from None
     diff = _diff(described(record), document.spec, document.name) if changes else ()
-    return Change(document, record, "update" if changes else "unchanged", wanted and record["status"] == "DRAFT", diff)
+    return Change(document, record, "update" if changes else "unchanged", wanted and record["status"] == "DRAFT", diff, *needs)
+
+
+def gaps(change: Change, variables: Collection[str], credentials: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What is to be told of the secrets whose names are set by then: those that are lacking, and those beside the document."""
+    document = change.document
+    named = {name: name in CREDENTIALS for name in document.named}
+    lacking = change.auth.missing(credentials) if change.auth else ()
+    return (
+        _gaps([*(name for name in named if not named[name]), *change.variables], variables, document.variables, document.named),
+        _gaps([*(name for name in named if named[name]), *lacking], credentials, document.credentials, document.named),
+    )
+
+
+def _gaps(
+    wanted: Iterable[str], there: Collection[str], given: Mapping[str, Any] | None, named: Collection[str]
+) -> dict[str, str]:
+    unset = dict.fromkeys((name for name in wanted if name not in there), UNSET)
+    return unset | dict.fromkeys((name for name in sorted(there) if name not in named and name not in (given or {})), BESIDE)
 
 
 def _draft(document: Document) -> Draft:
@@ -97,13 +127,17 @@ def described(record: Record) -> dict[str, Any]:
     return bare({name: record[name] for name in SPEC if name in record})
 
 
-def exported(record: Record) -> str:
-    """A record as a document that `apply` takes back: without ids, so that it can go elsewhere, and without secrets' values."""
+def exported(record: Record, variables: Iterable[str] = (), credentials: Iterable[str] = ()) -> str:
+    """A record as a document that `apply` takes back: without ids, so that it can go elsewhere, and without secrets' values.
+
+    `variables` and `credentials` are the names of those that are set; names that templates need are told beside them.
+    """
     document = described(record)
     if record["status"] == "PUBLISHED":
         document["status"] = "PUBLISHED"
-    if record.get("variables"):
-        document["variables"] = list(record["variables"])
+    for kind, names in (("variables", [*(record.get("variables") or ()), *variables]), ("credentials", credentials)):
+        if listed := list(dict.fromkeys(names)):
+            document[kind] = listed
     return dump_document(document)
 
 

@@ -83,15 +83,14 @@ def _constructed(loader: _Loader) -> Iterator[Any]:
     """The documents of a stream, each made only once it is known how much its aliases stand for."""
     left = _SHARED
     try:
-        while loader.check_node():
-            node = loader.get_node()
+        while loader.check_node() and (node := loader.get_node()) is not None:
             sizes: dict[int, int] = {}
             left -= _size(node, sizes) - len(sizes)
             if left < 0:
                 raise Unreadable(f"its aliases stand for more than {_SHARED} nodes")
-            yield loader.construct_document(node)  # type: ignore[no-untyped-call]
+            yield loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:

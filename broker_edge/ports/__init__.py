@@ -20,6 +20,7 @@ from broker_edge.ports.registry import (
     Bus,
     Housekeeping,
     ObjectNote,
+    Seals,
     SecretStore,
     SourceStore,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "RawReply",
     "Refused",
     "Resolver",
+    "Seals",
     "SecretStore",
     "SourceStore",
     "Spool",

@@ -57,6 +57,12 @@ class SecretStore(Protocol):
     async def reseal(self, secret: SealedSecret, sealed: str) -> bool: ...
 
 
+class Seals(Protocol):
+    """How many secrets there are by the id of the key that they are sealed with, None for no envelope. Raises `TierBroken`."""
+
+    async def counts(self) -> Mapping[str | None, int]: ...
+
+
 class Bus(Protocol):
     """Tells every process that a data source, or one of its secrets, has changed; at most once, within milliseconds.
 
@@ -72,9 +78,9 @@ class Bus(Protocol):
 class Budgets(Protocol):
     """What sources spend in a day, shared by the fleet. Raises `TierBroken`: then nothing may be spent.
 
-    `reserve` adds one call at `micros` unless the day's calls or cost would exceed `most_calls` or `most_micros` (None: no
-    bound), atomically, and answers whether it did; `release` takes back a call that was not made after all. `spent` answers
-    calls and micros of the day. `day` is a UTC date.
+    `reserve` adds as many of `asked` calls at `micros` each as leave the day's calls and cost within `most_calls` and
+    `most_micros` (None: no bound), atomically, and answers how many; `release` takes back calls that were not made after all.
+    `spent` answers calls and micros of the day. `day` is a UTC date.
     """
 
     async def reserve(
@@ -83,12 +89,13 @@ class Budgets(Protocol):
         project: str | None,
         day: date,
         micros: int,
+        asked: int,
         *,
         most_calls: int | None,
         most_micros: int | None,
-    ) -> bool: ...
+    ) -> int: ...
 
-    async def release(self, data_source_id: UUID, project: str | None, day: date, micros: int) -> None: ...
+    async def release(self, data_source_id: UUID, project: str | None, day: date, micros: int, calls: int) -> None: ...
 
     async def spent(self, data_source_id: UUID, project: str | None, day: date) -> tuple[int, int]: ...
 

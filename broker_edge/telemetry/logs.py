@@ -150,6 +150,9 @@ class Log:
     def warning(self, event: str, **fields: Any) -> None:
         self._logger.warning(event, **fields)
 
+    def error(self, event: str, **fields: Any) -> None:
+        self._logger.error(event, **fields)
+
 
 def _place(error: BaseException) -> str | None:
     cause = error.__cause__ or error

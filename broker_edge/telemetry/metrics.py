@@ -27,7 +27,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # name -> (labels, help); the README's table is checked against it. Counters are exported with `_total`.
 COUNTERS: dict[str, tuple[tuple[str, ...], str]] = {
-    "broker_edge_requests_total": (("source", "outcome"), "Answers of the fetch endpoints"),
+    "broker_edge_requests_total": (("source", "outcome"), "Answers of the fetch endpoints, and tests (outcome `test`)"),
     "broker_edge_tier_lookups_total": (("tier", "result"), "Look-ups in a cache tier"),
     "broker_edge_tier_errors_total": (("tier",), "Look-ups and stores that a tier could not answer"),
     "broker_edge_flights_total": (("role",), "Parts played in single flights, here and in the fleet"),
@@ -141,6 +141,9 @@ class Metrics:
         for outcome, durations in self._durations.items():
             durations.hand_on(self._seconds("broker_edge_request_duration_seconds", outcome))
         self._durations.clear()
+        for (watched, of), read in self._watched.items():
+            if watched in self._counters:
+                self._catch_up(watched, of, read())
 
     def watch(self, name: str, read: Callable[[], float], *labels: str) -> None:
         self._watched[name, labels] = read
@@ -162,8 +165,6 @@ class Metrics:
             if name in self._gauges:
                 gauge = self._gauges[name]
                 (gauge.labels(*labels) if labels else gauge).set(read())
-            else:
-                self._catch_up(name, labels, read())
 
     def _catch_up(self, name: str, labels: tuple[str, ...], total: float) -> None:
         """A counter that somebody else keeps as a plain integer."""

@@ -11,7 +11,7 @@ import re
 import threading
 from collections.abc import Mapping
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 
 from broker_edge.core.trail import FlightTrail, TraceContext, Trail
 from broker_edge.telemetry.otel_export import export
@@ -54,6 +54,13 @@ class Tracing:
         trace_id, parent_id, flag = int(match[1], 16), int(match[2], 16), bool(int(match[3], 16) & 1)
         state = tracestate.decode("ascii") if tracestate and _TRACESTATE.fullmatch(tracestate) else None
         return TraceContext(trace_id, new_span_id(), parent_id, self._sampled(trace_id, parent_id, flag), state)
+
+    def begin_below(self, traceparent: bytes | None, tracestate: bytes | None) -> TraceContext:
+        """As `begin`, below the span that the instrumentation of routes has begun here, where there is one."""
+        here = get_current_span().get_span_context()
+        if here.is_valid:
+            traceparent = b"00-%032x-%016x-%02x" % (here.trace_id, here.span_id, here.trace_flags)
+        return self.begin(traceparent, tracestate)
 
     def _sampled(self, trace_id: int, parent_id: int | None, flag: bool | None) -> bool:
         rule = self._rule

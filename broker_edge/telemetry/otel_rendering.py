@@ -48,7 +48,8 @@ class Rendering:
             "broker.data_object_id": fetched.entry.object_id if fetched else None,
         }
         own = {name: value for name, value in optional.items() if value is not None}
-        self._spans.add(shape, trail.context, trail.started_at, trail.ended_at or trail.started_at, own, remote=True)
+        remote = trail.outcome != "test"
+        self._spans.add(shape, trail.context, trail.started_at, trail.ended_at or trail.started_at, own, remote=remote)
         self._facts(trail)
 
     def flight(self, trail: FlightTrail) -> None:
@@ -97,7 +98,11 @@ class Rendering:
             "broker.mode": mode,
         }
         attributes |= {name: value for name, value in (("broker.origin", origin), ("error.type", code)) if value is not None}
-        return self._spans.shape(ROUTE, SpanKind.SERVER, attributes, code if status >= 500 else None)
+        failed = code if status >= 500 else None
+        if outcome == "test":  # its route has the server's span
+            own = {name: value for name, value in attributes.items() if name.startswith(("broker.", "error."))}
+            return self._spans.shape("test", SpanKind.INTERNAL, own, failed)
+        return self._spans.shape(ROUTE, SpanKind.SERVER, attributes, failed)
 
     def _tier_shape(self, kind: str, tier: str, result: str) -> Any:
         system = self._systems.get(tier)

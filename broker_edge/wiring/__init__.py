@@ -15,7 +15,7 @@ from broker_edge.api.ops import Prober
 from broker_edge.backends.near import NearCache
 from broker_edge.backends.sql_analytics import SqlAnalytics
 from broker_edge.backends.sql_archive import SqlArchive
-from broker_edge.backends.sql_durable import SqlDurable, make_engine
+from broker_edge.backends.sql_durable import SqlDurable
 from broker_edge.core.ids import uuid7, uuid7_bytes
 from broker_edge.core.trail import FlightTrail
 from broker_edge.flow.background import Background
@@ -33,6 +33,7 @@ from broker_edge.wiring.edge import Edge, NotMigrated, check_migrated
 from broker_edge.wiring.outbound import Outgoing, new_token
 from broker_edge.wiring.retention import make_retention
 from broker_edge.wiring.stores import (
+    make_durable,
     make_hot,
     make_journal,
     make_registry,
@@ -60,8 +61,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
     metrics = Metrics(__version__, metrics_directory())
     link, hot, fleet = make_hot(settings)
     tracking = make_tracking(settings, log)
-    engine = make_engine(settings.database, settings.db_pool_size)
-    durable = SqlDurable(engine)
+    engine, durable = make_durable(settings)
     registry = make_registry(settings, engine, durable, link, new_id, log)
     systems = {"hot": "redis" if settings.redis_url else "memory", "durable": "sqlite" if settings.embedded else "postgresql"}
     tracing = Tracing(otel_environment(), __version__, systems)
@@ -80,7 +80,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         tracing=tracing,
         metrics=metrics,
         log=log,
-        prober=Prober(probes(systems, hot, durable, spool, journal)),
+        prober=Prober(probes(systems, hot, durable, spool, journal, outgoing.keys)),
         background=background,
         hot=hot,
         durable=durable,
@@ -92,6 +92,7 @@ def build(settings: Settings, logger: structlog.typing.FilteringBoundLogger) -> 
         sinks=sinks,
         registry=registry,
         secrets=outgoing.secrets,
+        keys=outgoing.keys,
         calls=kitchen.calls,
         analytics=SqlAnalytics(engine),
         retention=make_retention(settings, engine, durable.writer, log.event),

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from broker_edge.api.fetch import Sink
 from broker_edge.api.ops import Prober
 from broker_edge.backends.dns import SystemResolver
-from broker_edge.backends.migrations import current, head
+from broker_edge.backends.migrations import NewerDatabase, current, head, is_newer
 from broker_edge.backends.redis_link import RedisFleet
 from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
@@ -23,6 +23,7 @@ from broker_edge.flow.background import Background
 from broker_edge.flow.broker import Broker
 from broker_edge.flow.calling import Calls
 from broker_edge.flow.journal import Journal
+from broker_edge.flow.key_watch import KeyWatch
 from broker_edge.flow.registry import Registry
 from broker_edge.flow.retention import Retention
 from broker_edge.flow.secrets import Secrets
@@ -68,6 +69,7 @@ class Edge:
     sinks: Sequence[Sink]
     registry: Registry
     secrets: Secrets
+    keys: KeyWatch
     calls: Calls
     analytics: SqlAnalytics
     retention: Retention
@@ -77,9 +79,11 @@ class Edge:
         """Check the database's revision, then start the loops; raises NotMigrated."""
         await check_migrated(self.engine)
         await self._load_sources()
+        await self.keys.look()
         self.background.supervise("registry", self.registry.watch)
         self.background.supervise("bus", self.registry.follow, _DEAF)
         self.background.supervise("secrets", self.secrets.count_forever)
+        self.background.supervise("keys", self.keys.keep)
         self.background.supervise("journal", self.journal.ship_forever)
         self.background.supervise("adoption", self._adopt)
         self.background.supervise("retention", self.retention.keep, _RETENTION)
@@ -137,6 +141,8 @@ class Edge:
 
 async def check_migrated(engine: AsyncEngine) -> None:
     revision = await current(engine)
+    if is_newer(revision):
+        raise NotMigrated(str(NewerDatabase()))
     if revision != head():
         raise NotMigrated(
             f"the database is at revision {revision or 'none'}, this version needs {head()}: run `broker-edge migrate`"

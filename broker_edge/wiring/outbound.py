@@ -10,10 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge.backends.sql_budget import SqlBudgets
 from broker_edge.backends.sql_durable import SqlDurable
+from broker_edge.backends.sql_seals import SqlSeals
 from broker_edge.backends.sql_secrets import SqlSecrets
 from broker_edge.flow.background import Background
 from broker_edge.flow.budget import Purses
 from broker_edge.flow.calling import Calls
+from broker_edge.flow.key_watch import KeyWatch
 from broker_edge.flow.outbound_auth import Proofs, RefreshTokens
 from broker_edge.flow.registry import Registry
 from broker_edge.flow.secrets import Secrets
@@ -31,7 +33,7 @@ def new_token() -> str:
 
 
 class Outgoing:
-    """`secrets`, and the `calls` that use them."""
+    """`secrets`, the `calls` that use them, and the watch over the `keys` that open them."""
 
     def __init__(
         self, settings: Settings, engine: AsyncEngine, durable: SqlDurable, registry: Registry, background: Background, log: Log
@@ -41,6 +43,7 @@ class Outgoing:
         self._background = background
         self._log = log
         self._vault = make_vault(settings, log)
+        self.keys = KeyWatch(SqlSeals(engine), self._vault.key_ids, within=settings.db_timeout, on_error=log.error)
         self._purses = Purses(SqlBudgets(engine, durable.writer), background, within=settings.db_timeout)
         self.secrets = Secrets(
             SqlSecrets(engine, durable.writer),
@@ -49,6 +52,7 @@ class Outgoing:
             new_id=uuid.uuid4,
             within=settings.db_timeout,
             hears=lambda: registry.hearing,
+            on_unopened=self.keys.unopened,
         )
         registry.listeners.append(self.secrets.forget)
 

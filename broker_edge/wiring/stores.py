@@ -20,7 +20,7 @@ from broker_edge.backends.redis_connect import Link, connect
 from broker_edge.backends.redis_link import RedisFleet, RedisHot
 from broker_edge.backends.redis_tracking import RedisTracking
 from broker_edge.backends.spool import FileSpool
-from broker_edge.backends.sql_durable import SqlDurable
+from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.sql_sources import SqlSources
 from broker_edge.flow.journal import Journal
 from broker_edge.flow.registry import Registry
@@ -40,6 +40,12 @@ def make_hot(settings: Settings) -> tuple[Link | None, HotTier, Fleet]:
         return None, memory, LoneFleet(memory)
     link = connect(settings.redis_url.get_secret_value(), settings.redis_timeout)
     return link, RedisHot(link), RedisFleet(link)
+
+
+def make_durable(settings: Settings) -> tuple[AsyncEngine, SqlDurable]:
+    """The database, and the durable tier that is in it."""
+    engine = make_engine(settings.database, settings.db_pool_size)
+    return engine, SqlDurable(engine)
 
 
 def make_bus(settings: Settings, engine: AsyncEngine, link: Link | None) -> Bus:

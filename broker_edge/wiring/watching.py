@@ -10,12 +10,15 @@ from broker_edge.backends.sql_durable import SqlDurable
 from broker_edge.errors import TierBroken
 from broker_edge.flow.backoff import Backoff
 from broker_edge.flow.journal import Journal
+from broker_edge.flow.key_watch import KeyWatch
 from broker_edge.flow.upstream import Upstream
 from broker_edge.ports import HotTier
 from broker_edge.wiring.edge import Edge
 
 
-def probes(systems: dict[str, str], hot: HotTier, durable: SqlDurable, spool: FileSpool, journal: Journal) -> dict[str, Probe]:
+def probes(
+    systems: dict[str, str], hot: HotTier, durable: SqlDurable, spool: FileSpool, journal: Journal, keys: KeyWatch
+) -> dict[str, Probe]:
     async def hot_state() -> State:
         await hot.ping()
         return "ok"
@@ -29,10 +32,14 @@ def probes(systems: dict[str, str], hot: HotTier, durable: SqlDurable, spool: Fi
             raise TierBroken("the spool is full")
         return "degraded" if journal.failing else "ok"
 
+    async def vault_state() -> State:
+        return "degraded" if keys.failing else "ok"
+
     return {
         "hot": Probe(systems["hot"], hot_state),
         "durable": Probe(systems["durable"], durable_state),
         "journal": Probe("spool", journal_state, vital=True),
+        "vault": Probe("key-ring", vault_state),
     }
 
 

@@ -194,6 +194,7 @@ SOURCE = [
 ]
 MONEY = [
     *in_spec("cost_per_call", "", "much", -1, "-0.1", "0.1234567", 1e-7, raw("1e400"), "NaN", "Infinity", 1e12, True, [], {}),
+    *in_spec("cost_per_call", "1e999999", "-1e999999", "1e-999999", "1e99999999999999999999", "sNaN", {"amount": "1e999999"}),
     *in_spec("cost_per_call", {"amount": "x"}, {"amount": 1, "currency": "euro"}, {"amount": 1, "currency": 1}, {"amount": None}),
     *in_spec("billable", "yes", 1, []),
     *in_spec(

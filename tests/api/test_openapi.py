@@ -11,6 +11,7 @@ import pytest
 from broker_edge.api import schemas
 from broker_edge.api.intake import Body, CredentialRef, NamedBody
 from broker_edge.core import spec as wire
+from broker_edge.core.money import NO_CURRENCY
 from broker_edge.core.source import METHODS, RESPONSE_TYPES
 from broker_edge.errors import CODES
 from tests.edges import Bureau, InProcess, in_process, request, settings, spec
@@ -45,6 +46,16 @@ async def test_failures_are_documented_as_the_problems_that_they_are(page: dict[
     assert set(responses) == given
     for response in responses.values():
         assert response["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+async def test_readiness_objects_and_usage_say_what_they_answer(page: dict[str, Any]) -> None:
+    paths = page["paths"]
+    down = paths["/readyz"]["get"]["responses"]["503"]
+    assert down["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/Readiness"}}}
+    assert "Link" in paths["/data-sources/{data_source_id}/objects"]["get"]["responses"]["200"]["headers"]
+    asked = {one["name"]: one for one in paths["/data-sources/{data_source_id}/usage"]["get"]["parameters"]}
+    assert "money_by_run" in asked["run_id"]["description"]
+    assert f"`{NO_CURRENCY}`" in page["components"]["schemas"]["Spending"]["properties"]["currency"]["description"]
 
 
 async def test_no_reference_leads_nowhere(page: dict[str, Any]) -> None:

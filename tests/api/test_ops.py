@@ -19,7 +19,12 @@ from tests.edges import Bureau, InProcess, in_process, request, settings, spec
 
 def _kinds(backends: Settings) -> dict[str, str]:
     embedded = backends.redis_url is None
-    return {"hot": "memory" if embedded else "redis", "durable": "sqlite" if embedded else "postgresql", "journal": "spool"}
+    return {
+        "hot": "memory" if embedded else "redis",
+        "durable": "sqlite" if embedded else "postgresql",
+        "journal": "spool",
+        "vault": "key-ring",
+    }
 
 
 async def test_healthz_says_that_the_process_lives(edge: InProcess) -> None:

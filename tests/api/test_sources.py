@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import uuid
@@ -155,7 +156,7 @@ async def test_a_source_is_made_and_answered_whole(edge: InProcess) -> None:
     assert {name: record[name] for name in ("name", "description", "metadata")} == {
         name: given[name] for name in ("name", "description", "metadata")
     }
-    assert (record["status"], record["generation"], record["project_id"], record["billable"]) == ("DRAFT", 1, None, False)
+    assert (record["status"], record["project_id"], record["billable"]) == ("DRAFT", None, False)
     assert (record["runtime_params"], record["variables"]) == (["tax_id"], ["api_key"])
     assert datetime.fromisoformat(record["created_at"]).tzinfo is not None
     assert (await send(edge, "GET", answer.headers["location"].removeprefix("/data-sources"))).json() == record
@@ -289,7 +290,10 @@ BAD_BODIES: list[tuple[Any, str, str]] = [
     (body(caching={"ttl": -1}), "INVALID_DATA_SOURCE", "caching.ttl"),
     (body(caching={"negative_ttl": {"200": 1}}), "INVALID_DATA_SOURCE", "caching.negative_ttl"),
     (body(name=" \n"), "INVALID_DATA_SOURCE", "name"),
+    (body(name="x" * 256), "INVALID_DATA_SOURCE", "name must be at most 255 characters long"),
     (body(cost_per_call="a lot"), "INVALID_DATA_SOURCE", "cost_per_call"),
+    (body(cost_per_call="1e999999"), "INVALID_DATA_SOURCE", "cost_per_call"),
+    (body(cost_per_call=1, budget={"amount": "1e999999"}), "INVALID_DATA_SOURCE", "budget.amount"),
     (body(billable="yes"), "INVALID_DATA_SOURCE", "billable"),
     (body(budget={"amount": 1}), "INVALID_DATA_SOURCE", "budget"),
     (body(budget={}), "INVALID_DATA_SOURCE", "budget"),
@@ -328,7 +332,8 @@ async def test_a_draft_may_change_altogether(edge: InProcess) -> None:
     changed = (await send(edge, "PUT", f"/{record['data_source_id']}", wanted)).json()
     assert changed["name"] == wanted["name"]
     assert changed["source"] == wanted["source"]
-    assert (changed["runtime_params"], changed["variables"], changed["generation"]) == (["a"], ["b"], 2)
+    assert (changed["runtime_params"], changed["variables"]) == (["a"], ["b"])
+    assert changed["generation"] == record["generation"] + 1
     assert (changed["description"], changed["metadata"], changed["caching"]) == (None, None, {})
 
 
@@ -448,6 +453,91 @@ async def test_credentials_are_merged_and_told_without_their_values(edge: InProc
     }
 
 
+@pytest.mark.parametrize("published", [False, True])
+async def test_a_credential_of_null_is_taken_away_and_others_stay(edge: InProcess, published: bool) -> None:
+    record = await made(edge)
+    one = f"/{record['data_source_id']}"
+    path = f"{one}/credentials"
+    if published:
+        await send(edge, "POST", f"{one}/publish")
+    first = await send(edge, "PUT", path, [{"credential_type": name, "value": CANARY} for name in ("USERNAME", "PASSWORD")])
+    gone = {"credential_type": "USERNAME", "value": None}
+    answer = await send(edge, "PUT", path, [gone, {"credential_type": "API_KEY", "value": CANARY}])
+    assert answer.status == 200, answer.body
+    assert [each["credential_type"] for each in answer.json()] == ["API_KEY"]
+    assert [each["credential_type"] for each in (await send(edge, "GET", path)).json()] == ["API_KEY", "PASSWORD"]
+    assert set(edge.edge.registry._snapshot.refs[uuid.UUID(record["data_source_id"])]) == {"API_KEY", "PASSWORD"}
+    again = await send(edge, "PUT", path, [gone])
+    assert (again.status, again.json()) == (200, [])
+    refused(await send(edge, "PUT", path, [{**gone, "value": _MASK}]), "INVALID_REQUEST", "USERNAME is not set")
+    [back] = (await send(edge, "PUT", path, [{**gone, "value": CANARY}])).json()
+    assert back["is_set"]
+    assert back["credential_id"] not in {each["credential_id"] for each in first.json()}
+
+
+async def test_a_list_with_more_variables_than_a_source_may_have_is_refused_whole(edge: InProcess) -> None:
+    record = await made(edge)
+    path = f"/{record['data_source_id']}/variables"
+    most = [{"name": f"{number}"} for number in range(1000)]
+    assert len(json.dumps([*most, {"name": "x"}])) < _LIMIT
+    refused(await send(edge, "PUT", path, [*most, {"name": "x"}]), "INVALID_REQUEST", "at most 1000 variables")
+    assert (await send(edge, "GET", path)).json() == []
+    assert len((await send(edge, "PUT", path, most)).json()["variables"]) == 1000
+
+
+async def test_changes_of_secrets_at_once_are_all_made(edge: InProcess) -> None:
+    record = await made(edge)
+    one = f"/{record['data_source_id']}"
+    changes: list[tuple[str, Any]] = [
+        *(("/variables", [{"name": name, "value": number} for name in "ab"]) for number in range(8)),
+        *(("/variables", []) for _ in range(8)),
+        *(("/credentials", [{"credential_type": "API_KEY", "value": value}]) for value in ("x", None, "y", None) * 2),
+    ]
+    answers = await asyncio.gather(*(send(edge, "PUT", one + path, value) for path, value in changes))
+    assert [answer.status for answer in answers] == [200] * len(changes)
+
+
+async def test_the_list_has_every_record_as_it_is_answered_alone(edge: InProcess) -> None:
+    project = f"?project_id={uuid.uuid4()}"
+    strange = {"big": 10**30, "float": 1.0, "tiny": 1e-9, "text": '\u00e9"\u2028', "none": None, "list": [True, {}]}
+    terms = {"cost_per_call": {"amount": "0.35", "currency": "EUR"}, "billable": True, "budget": {"calls": 10}}
+    records = [
+        await made(edge, project, metadata=strange, **terms),
+        *[await made(edge, project, metadata=None) for _ in range(3)],
+    ]
+    answer = await send(edge, "GET", project)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == records
+    assert [type(value) for value in answer.json()[0]["metadata"].values()] == [type(value) for value in strange.values()]
+
+
+async def test_a_long_list_lets_others_have_their_turn(edge: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker_edge.api.sources._BREATH", 2)
+    project = uuid.uuid4()
+    records = [await made(edge, f"?project_id={project}") for _ in range(5)]
+    kept = await edge.edge.registry.list(str(project))
+    turns = 0
+
+    async def listed(*_: object, **__: object) -> Any:
+        asyncio.get_running_loop().call_soon(turn)
+        return kept
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    def written(record: Any) -> dict[str, Any]:
+        met.append(turns)
+        return source_models.members_of(record)
+
+    met: list[int] = []
+    monkeypatch.setattr(edge.edge.registry, "list", listed)
+    monkeypatch.setattr("broker_edge.api.sources.members_of", written)
+    assert (await send(edge, "GET", f"?project_id={project}")).json() == records
+    assert len(set(met)) == 3
+
+
 BAD_VARIABLES: list[tuple[Any, str]] = [
     ({}, "array"),
     (b"", "array"),
@@ -487,7 +577,6 @@ BAD_CREDENTIALS: list[tuple[Any, str]] = [
     ({}, "array"),
     ([{"credential_type": CANARY, "value": "x"}], "[0].credential_type: must be one of CLIENT_ID"),
     ([{"credential_type": "USERNAME"}], "`value`"),
-    ([{"credential_type": "USERNAME", "value": None}], "[0].value"),
     ([{"credential_type": "USERNAME", "value": 7}], "[0].value"),
     ([{"credential_type": "USERNAME", "value": ""}], "[0].value: must not be empty"),
     ([{"credential_type": "USERNAME", "value": "a"}] * 2, "[1].credential_type: stands there twice"),
@@ -509,8 +598,8 @@ async def test_credentials_that_can_t_be_are_refused_and_the_old_ones_stay(edge:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("objects?limit=0", "limit is too small"),
-        ("objects?limit=1001", "limit is too large"),
+        ("objects?limit=0", "limit must be at least 1"),
+        ("objects?limit=1001", "limit must be at most 1000"),
         ("objects?limit=many", "limit must be an integer"),
         ("objects?after=7", "after must be a UUID"),
         ("objects/7", "object_id must be a UUID"),

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge.backends.migrations import migrate
-from broker_edge.backends.sql_direct import Connection, _statement
+from broker_edge.backends.sql_direct import Connection, statement
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
 from broker_edge.backends.tables import data_object, run_data_cache, run_data_request
 from broker_edge.core.exchange import DataObject
@@ -671,6 +671,6 @@ async def test_a_call_that_is_given_up_hangs_up_on_a_postgres_that_says_nothing(
 
 
 def test_another_statement_is_prepared_under_another_name() -> None:
-    names = {_statement(name, text, 1).name for name in ("store", "lookup") for text in (b"SELECT 1", b"SELECT 2")}
+    names = {statement(name, text, 1).name for name in ("store", "lookup") for text in (b"SELECT 1", b"SELECT 2")}
     assert len(names) == 4
     assert max(map(len, names)) < 64  # Postgres' bound for identifiers

@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from broker_edge.backends.sql_durable import SqlDurable, make_engine
+from broker_edge.backends.sql_seals import SqlSeals
 from broker_edge.backends.sql_secrets import SqlSecrets
 from broker_edge.backends.sql_sources import SqlSources
 from broker_edge.backends.tables import data_source_env_var, secret_access, secret_use
 from broker_edge.core.lifecycle import archived
 from broker_edge.core.record import Reading, SealedSecret, SecretMeta, SourceRecord
-from broker_edge.errors import CallerError, TierBroken
+from broker_edge.errors import CallerError, Overtaken, TierBroken
 from tests import servers
 from tests.contract.registry_rows import record, secret
 
@@ -122,6 +123,31 @@ async def test_others_stay_unless_the_list_is_complete(secrets: SqlSecrets, sour
     assert await revision(engine, source) == source.revision + 4
 
 
+@pytest.mark.parametrize("kind", ["variable", "credential"])
+async def test_a_change_takes_as_many_statements_however_many_secrets_it_is_of(
+    secrets: SqlSecrets, source: SourceRecord, engine: AsyncEngine, kind: Any
+) -> None:
+    said: list[str] = []
+
+    def hear(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement.split()[0])
+
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", hear)
+    old = [secret(source, f"s{number}", "v1.k.a", kind) for number in range(200)]
+    await put(secrets, source, *old)
+    assert said.count("INSERT") == 1
+    said.clear()
+    renewed = [msgspec.structs.replace(each, sealed=f"v1.k.{each.name}", version=2) for each in old[:100]]
+    added = [secret(source, f"new{number}", "v1.k.c", kind) for number in range(100)]
+    told = await put(secrets, source, *renewed, *added)
+    # Another update is of the source: its revision.
+    assert [said.count(word) for word in ("DELETE", "INSERT", "UPDATE")] == [1, 1, 2]
+    assert {each.name: each.version for each in told} == {each.name: each.version for each in renewed + added}
+    assert {name: each.sealed for name, each in (await by_name(secrets, source)).items()} == {
+        each.name: each.sealed for each in renewed + added
+    }
+
+
 async def test_a_secret_that_comes_back_is_another_one(secrets: SqlSecrets, source: SourceRecord) -> None:
     first, again = secret(source, "token", "v1.k.a"), secret(source, "token", "v1.k.b")
     [before] = await put(secrets, source, first)
@@ -134,7 +160,7 @@ async def test_who_goes_on_from_a_secret_that_is_gone_is_refused_whole(secrets: 
     first = secret(source, "token", "v1.k.a")
     await put(secrets, source, first)
     await secrets.write(source.data_source_id, "variable", [], complete=True)
-    with pytest.raises(TierBroken):
+    with pytest.raises(Overtaken):
         await put(secrets, source, secret(source, "a", "v1.k.x"), msgspec.structs.replace(first, sealed="v1.k.b", version=2))
     assert await by_name(secrets, source) == {}
 
@@ -243,6 +269,25 @@ async def test_what_is_sealed_otherwise_is_found_and_sealed_anew(
     assert await revision(engine, source) == before, "the value is the same"
 
 
+async def test_secrets_are_counted_by_the_key_that_they_are_sealed_with(
+    secrets: SqlSecrets, source: SourceRecord, engine: AsyncEngine
+) -> None:
+    seals = SqlSeals(engine)
+    before = await seals.counts()
+    await put(
+        secrets, source, secret(source, "a", "v1.count_1.a"), secret(source, "b", "v1.count-2.b"), secret(source, "c", None)
+    )
+    await put(secrets, source, secret(source, "A", "v1.count_1.x", "credential"))
+    after = await seals.counts()
+    assert {key_id: after[key_id] - before.get(key_id, 0) for key_id in ("count_1", "count-2")} == {"count_1": 2, "count-2": 1}
+    odd = ["plain", "v1", "v1.nothing", "", "v2.k.a"]
+    await put(secrets, source, *(secret(source, f"odd{number}", text) for number, text in enumerate(odd)))
+    again = await seals.counts()
+    strange = {key_id: count - after.get(key_id, 0) for key_id, count in again.items() if key_id not in ("count_1", "count-2")}
+    assert sum(strange.values()) == len(odd)
+    assert strange.get("k", 0) == 0
+
+
 async def test_a_secret_that_changed_meanwhile_is_not_sealed_over(secrets: SqlSecrets, source: SourceRecord) -> None:
     first = secret(source, "token", "v1.k.a")
     await put(secrets, source, first)
@@ -261,6 +306,7 @@ async def test_a_database_that_is_gone_is_a_broken_tier() -> None:
         store.count({(one.secret_id, 1): 1}, 1.0),
         store.sealed_otherwise("v1.", 10),
         store.reseal(one, "v1.k.b"),
+        SqlSeals(engine).counts(),
     ):
         with pytest.raises(TierBroken):
             await call

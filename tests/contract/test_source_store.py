@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import Awaitable
 from typing import Any
@@ -102,6 +103,13 @@ async def test_a_name_is_taken_once_in_a_project(store: SourceStore) -> None:
         await store.create(record(name, owner))
     for owner in (project, other, None):
         assert "name" in await taken(store.create(record(name, owner)))
+
+
+async def test_the_longest_name_is_kept(store: SourceStore) -> None:
+    longest = "".join(random.choices([chr(code) for code in range(0x1F300, 0x1F650)], k=255))
+    source = record(longest, uuid.uuid4())
+    await store.create(source)
+    assert (await one(store, source)).name == longest
 
 
 async def test_an_id_is_taken_once(store: SourceStore) -> None:

@@ -103,6 +103,13 @@ def test_money_without_a_currency_says_so() -> None:
     assert usage([Day(FIRST, money=Money("", 1, 5_000_000))], [])["money"][0]["currency"] is None
 
 
+def test_calls_that_cost_nothing_are_told_too() -> None:
+    told = usage([Day(FIRST, requests=3, money=Money("", 3))], [RunMoney(uuid.uuid4(), Money("", 2))])
+    assert [(one["calls"], one["spent"]) for one in told["money"]] == [(3, "0.00")]
+    assert [one["calls"] for one in told["money_by_date"]] == [3]
+    assert [one["calls"] for one in told["money_by_run"]] == [2]
+
+
 def test_a_day_on_which_nobody_asked_but_a_refill_paid_has_money_and_no_requests() -> None:
     told = usage([Day(FIRST, money=Money("BRL", 1, 350_000))], [])
     assert told["requests_by_date"] == []

@@ -35,6 +35,14 @@ def refusal(auth: Auth, env: dict[str, Any]) -> tuple[str, str]:
     return caught.value.code, caught.value.message
 
 
+def test_what_is_for_this_origin_alone_stays_so_beside_a_proof() -> None:
+    asked = Outbound("GET", "https://a.test/", (("Accept", "x"),), bound_headers=frozenset({"accept"}))
+    assert authorized(asked, compile_auth(Auth("basic")), {"CLIENT_ID": "me", "CLIENT_SECRET": "x"}).bound_headers == {
+        "accept",
+        "authorization",
+    }
+
+
 AUTHS = [
     Auth("basic"),
     Auth("bearer", token_url="https://a.test/", grant_type="password"),

@@ -71,6 +71,7 @@ def test_the_request_goes_where_the_source_says_with_its_trust() -> None:
     request = token_request(bearer(token_url="HTTPS://A.test:443/x/../token?a=b"), GIVEN)
     assert (request.method, request.url, request.tls) == ("POST", "https://a.test/token?a=b", None)
     assert request.bound_headers == {"authorization"}
+    assert not request.follows
     pem = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----"
     tls = token_request(bearer(ca_bundle=pem), GIVEN).tls
     assert tls is not None
@@ -111,6 +112,22 @@ def test_a_token_is_used_until_a_minute_before_it_expires(expires_in: Any, lifet
 @pytest.mark.parametrize(("refresh", "kept"), [("r1", "r1"), ("", None), (None, None), (7, None)])
 def test_a_new_refresh_token_is_kept(refresh: Any, kept: str | None) -> None:
     assert read_grant(json.dumps({"access_token": "t", "refresh_token": refresh}).encode()).refresh == kept
+
+
+@pytest.mark.parametrize("kind", ["Bearer", "bearer", "BEARER", None])
+def test_a_token_is_a_bearer_s_where_nothing_else_is_said(kind: str | None) -> None:
+    assert read_grant(json.dumps({"access_token": "t", "token_type": kind}).encode()).access == "t"
+    assert read_grant(b'{"access_token": "t"}').access == "t"
+
+
+@pytest.mark.parametrize("kind", ["mac", "DPoP", "", " bearer", 1, ["Bearer"], {}])
+def test_a_token_of_another_type_is_not_used_as_a_bearer_s(kind: Any) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        read_grant(json.dumps({"access_token": "t", "token_type": kind}).encode())
+    assert (caught.value.code, caught.value.message) == (
+        "PARSE_ERROR",
+        "the answer of the token endpoint has another token_type than Bearer",
+    )
 
 
 @given(

@@ -51,7 +51,7 @@ def refused(code: str, call: Callable[[], object]) -> str:
 
 def test_a_new_record_is_a_draft_with_what_follows_from_its_templates() -> None:
     made = record(WHOLE)
-    assert (made.data_source_id, made.project_id, made.status, made.generation) == (ID, PROJECT, "DRAFT", 1)
+    assert (made.data_source_id, made.project_id, made.status) == (ID, PROJECT, "DRAFT")
     assert (made.created_at, made.last_updated_at) == (1000.0, 1000.0)
     assert made.runtime_params == ("tax_id", "who")
     assert made.variables == ("token", "region")
@@ -63,8 +63,10 @@ def test_a_draft_may_bring_its_id() -> None:
     assert record(data_source_id=own).data_source_id == own
 
 
-def test_a_source_that_is_made_again_under_its_id_has_another_revision() -> None:
-    assert new_record(draft(), ID, None, 1000.0).revision != new_record(draft(), ID, None, 1000.001).revision
+def test_a_source_that_is_made_again_under_its_id_has_another_revision_and_generation() -> None:
+    one, other = new_record(draft(), ID, None, 1000.0), new_record(draft(), ID, None, 1000.001)
+    assert one.revision != other.revision
+    assert one.generation != other.generation
 
 
 def test_money_terms_are_kept_and_nothing_that_only_looks_like_them() -> None:
@@ -191,7 +193,8 @@ def test_a_published_source_keeps_what_it_asks_and_what_it_costs(
     said = draft(WHOLE | source, **(terms | members))
     message = refused("INVALID_DATA_SOURCE", lambda: revised(public(WHOLE, **terms), said, 2000.0))
     assert message == f"data_source_spec.{member} can't change once the data source is published"
-    assert revised(record(WHOLE, **terms), said, 2000.0).generation == 2, "a draft may change in everything"
+    old = record(WHOLE, **terms)
+    assert revised(old, said, 2000.0).generation == old.generation + 1, "a draft may change in everything"
 
 
 def test_a_published_source_takes_the_order_of_members_and_another_spelling_for_no_change() -> None:
@@ -222,6 +225,41 @@ def test_members_that_the_edge_does_not_know_keep_nobody_from_writing_a_publishe
     assert revised(old, draft({"path": "/somewhere"}), 2000.0) is old
 
 
+ALIKE = [1, 1.0, True]  # for Python they are the same
+TYPES = [(old, new) for old in ALIKE for new in ALIKE if old is not new]
+
+
+@pytest.mark.parametrize("make", [record, public])
+@pytest.mark.parametrize(("old", "new"), TYPES)
+def test_a_number_of_another_type_is_a_change_of_what_describes_a_source(
+    make: Callable[..., SourceRecord], old: Any, new: Any
+) -> None:
+    changed = revised(make(metadata={"a": [old]}), draft(metadata={"a": [new]}), 2000.0)
+    assert changed.metadata is not None
+    assert type(changed.metadata["a"][0]) is type(new)
+
+
+@pytest.mark.parametrize(("old", "new"), TYPES)
+def test_a_number_of_another_type_is_a_change_of_what_is_asked(old: Any, new: Any) -> None:
+    for member in ("body", "unknown"):
+        changed = revised(record({member: {"a": [old]}}), draft({member: {"a": [new]}}), 2000.0)
+        assert type(changed.source[member]["a"][0]) is type(new)
+    with_hole = {"method": "POST", "body": {"a": old, "b": "{{ tax_id }}"}}
+    said = draft(with_hole | {"body": {"a": new, "b": "{{tax_id}}"}})
+    assert "source.body" in refused("INVALID_DATA_SOURCE", lambda: revised(public(with_hole), said, 2000.0))
+    assert revised(public(with_hole), draft(with_hole | {"body": {"b": "{{tax_id}}", "a": old}}), 2000.0).generation == (
+        public().generation
+    )
+
+
+def test_a_name_has_no_more_characters_than_every_database_can_index() -> None:
+    longest = "\U0001f600" * 255
+    assert record(name=longest).name == longest
+    message = refused("INVALID_DATA_SOURCE", lambda: record(name=longest + "a"))
+    assert message == "data_source_spec.name must be at most 255 characters long"
+    refused("INVALID_DATA_SOURCE", lambda: revised(record(), draft(name=longest + "a"), 2000.0))
+
+
 def test_another_id_is_refused() -> None:
     refused("INVALID_DATA_SOURCE", lambda: revised(record(), draft(data_source_id=uuid.uuid4()), 2000.0))
 
@@ -229,7 +267,7 @@ def test_another_id_is_refused() -> None:
 def test_publishing_is_a_change_once() -> None:
     old = record()
     new = published(old, 1001.0)
-    assert (new.status, new.generation, new.revision) == ("PUBLISHED", 2, old.revision + 1)
+    assert (new.status, new.generation, new.revision) == ("PUBLISHED", old.generation + 1, old.revision + 1)
     assert published(new, 1002.0) is new
 
 

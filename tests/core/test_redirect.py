@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from broker_edge.core.exchange import Outbound, Reply
@@ -106,6 +107,20 @@ def test_the_same_origin_gets_every_header() -> None:
 def test_another_origin_gets_nothing_that_could_be_a_secret(location: str) -> None:
     following = hop(request(), 302, location)
     assert {name for name, _ in following.headers} == {"Accept", "Accept-Language", "User-Agent"}
+
+
+@pytest.mark.parametrize("name", ["Accept", "Accept-Language", "User-Agent"])
+def test_another_origin_gets_no_header_that_was_filled_in(name: str) -> None:
+    asked = msgspec.structs.replace(request(), bound_headers=frozenset({name.lower()}))
+    there = {name for name, _ in hop(asked, 302, "https://other.test/").headers}
+    assert there == {"Accept", "Accept-Language", "User-Agent"} - {name}
+    assert name in dict(hop(asked, 302, "/there").headers)
+
+
+def test_a_request_that_follows_nothing_has_the_redirect_for_its_answer() -> None:
+    asked = msgspec.structs.replace(request(), follows=False)
+    assert redirected(asked, reply(302, "/there")) is None
+    assert redirected(asked, reply(307, "https://other.test/")) is None
 
 
 def test_from_http_to_https_is_another_origin() -> None:

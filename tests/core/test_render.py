@@ -52,6 +52,13 @@ def test_header_values_are_text_without_outer_spaces(value: Any, text: str) -> N
     assert headers("{{ x }}", {"x": value})["X-A"] == text
 
 
+def test_headers_that_were_filled_in_are_for_this_origin_alone() -> None:
+    filled = {"Accept": "{{ x }}", "User-Agent": "policy {{ env.y }}", "X-A": {"env": "y"}}
+    outbound = sent({"x": "1"}, {"y": "2"}, headers={"Accept-Language": "de", **filled})
+    assert outbound.bound_headers == {"accept", "user-agent", "x-a"}
+    assert sent(headers={"Accept": "a"}).bound_headers == frozenset()
+
+
 def test_a_null_header_is_left_out() -> None:
     assert headers(None) == headers("{{ x }}", {"x": None}) == headers({"param": "x"}, {"x": None}) == DEFAULTS
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from broker_edge.core.exchange import SecretRef
 from broker_edge.core.record import Reading, SealedSecret, SecretKind, SecretMeta, SourceRecord
 from broker_edge.errors import TierBroken
-from broker_edge.guard.vault import KeyRing, Vault, new_entry
+from broker_edge.guard.vault import KeyRing, Vault, key_id_of, new_entry
 
 
 def vault(*entries: str) -> Vault:
@@ -73,6 +74,10 @@ class MemorySecrets:
     async def sealed_otherwise(self, prefix: str, most: int) -> Sequence[SealedSecret]:
         self._reach()
         return [one for one in self.secrets.values() if one.sealed is not None and not one.sealed.startswith(prefix)][:most]
+
+    async def counts(self) -> Mapping[str | None, int]:
+        self._reach()
+        return Counter(key_id_of(one.sealed) for one in self.secrets.values() if one.sealed is not None)
 
     async def reseal(self, secret: SealedSecret, sealed: str) -> bool:
         self._reach()

@@ -32,10 +32,12 @@ class Accounts:
     def __init__(self) -> None:
         self.calls = self.asked = self.under_way = self.most_at_once = 0
         self.days: list[date] = []
+        self.sizes: list[int] = []
         self.broken = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.reached, self.all_there = asyncio.Event(), asyncio.Event()  # one, and five at once
+        self.granted = asyncio.Event()
         self.returning = asyncio.Event()
         self.returning.set()
 
@@ -45,11 +47,13 @@ class Accounts:
         _project: str | None,
         day: date,
         _micros: int,
+        asked: int,
         *,
         most_calls: int | None,
         most_micros: int | None,
-    ) -> bool:
+    ) -> int:
         self.asked += 1
+        self.sizes.append(asked)
         self.days.append(day)
         self.under_way += 1
         self.most_at_once = max(self.most_at_once, self.under_way)
@@ -62,14 +66,15 @@ class Accounts:
             self.under_way -= 1
         if self.broken:
             raise TierBroken("the database can't be reached")
-        if most_calls is not None and self.calls >= most_calls:
-            return False
-        self.calls += 1
-        return True
+        granted = asked if most_calls is None else max(0, min(asked, most_calls - self.calls))
+        self.calls += granted
+        if granted:
+            self.granted.set()
+        return granted
 
-    async def release(self, _source: uuid.UUID, _project: str | None, _day: date, _micros: int) -> None:
+    async def release(self, _source: uuid.UUID, _project: str | None, _day: date, _micros: int, calls: int) -> None:
         await self.returning.wait()
-        self.calls -= 1
+        self.calls -= calls
 
     async def spent(self, _source: uuid.UUID, _project: str | None, _day: date) -> tuple[int, int]:
         return self.calls, self.calls * PRICE
@@ -236,6 +241,95 @@ async def test_while_one_asks_the_others_of_its_source_wait(setup: Setup) -> Non
     assert (setup.accounts.asked, setup.accounts.most_at_once) == (1, 1)
 
 
+async def queued(setup: Setup, group: asyncio.TaskGroup, purses: list[Purse]) -> list[asyncio.Task[str]]:
+    """The first asks, and the others come while it waits for the answer, which the test holds back."""
+    setup.accounts.gate.clear()
+    first = group.create_task(outcome(purses[0]))
+    await setup.accounts.reached.wait()
+    others = [group.create_task(outcome(purse)) for purse in purses[1:]]
+    await asyncio.sleep(0)
+    return [first, *others]
+
+
+async def outcome(purse: Purse) -> str:
+    try:
+        await call(purse)
+    except EdgeError as error:
+        return error.code
+    return "ok"
+
+
+async def test_whoever_came_while_one_asked_is_asked_for_in_one_go(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = await queued(setup, group, [setup.purse(100) for _ in range(50)])
+        setup.accounts.gate.set()
+    assert [task.result() for task in tasks] == ["ok"] * 50
+    assert (setup.accounts.sizes, setup.accounts.most_at_once) == ([1, 49], 1)
+    assert (setup.record.calls, setup.accounts.calls) == (50, 50)
+
+
+async def test_of_those_who_are_asked_for_together_the_first_get_what_is_left(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = await queued(setup, group, [setup.purse(5) for _ in range(20)])
+        setup.accounts.gate.set()
+    assert [task.result() for task in tasks] == ["ok"] * 5 + ["BUDGET_EXHAUSTED"] * 15
+    assert (setup.accounts.sizes, setup.accounts.calls) == ([1, 19], 5)
+
+
+async def test_who_leaves_the_line_leaves_its_call_to_the_next(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        leaving, *others = await queued(setup, group, [setup.purse() for _ in range(3)])
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        setup.accounts.gate.set()
+    assert [task.result() for task in others] == ["ok", "BUDGET_EXHAUSTED"]
+    assert (setup.accounts.sizes, await drained(setup)) == ([1, 1], 1)
+
+
+async def test_who_left_before_its_turn_is_not_asked_for(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        first, *leaving = await queued(setup, group, [setup.purse(9) for _ in range(3)])
+        for task in leaving:
+            task.cancel()
+        await asyncio.wait(leaving)
+        setup.accounts.gate.set()
+    assert first.result() == "ok"
+    assert (setup.accounts.sizes, await drained(setup)) == ([1], 1)
+
+
+async def test_of_those_who_are_asked_for_together_the_calls_of_those_who_leave_are_given_back(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = await queued(setup, group, [setup.purse(9) for _ in range(5)])
+        setup.accounts.reached.clear()
+        setup.accounts.gate.set()
+        setup.accounts.gate = asyncio.Event()
+        async with asyncio.timeout(NET):
+            await setup.accounts.reached.wait()
+        for task in tasks[2:]:
+            task.cancel()
+        await asyncio.wait(tasks[2:])
+        setup.accounts.gate.set()
+    assert (setup.accounts.sizes, await drained(setup), setup.record.calls) == ([1, 4], 2, 2)
+
+
+async def test_who_leaves_in_the_moment_of_the_grant_gives_it_back(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        leaving = group.create_task(call(setup.purse()))
+        await setup.accounts.granted.wait()  # which goes on before it: it has its word then, and not heard it
+        assert setup.accounts.calls == 1
+        leaving.cancel()
+    assert leaving.cancelled()
+    assert (await drained(setup), setup.record.calls) == (0, 0)
+
+
+async def test_callers_with_other_budgets_are_asked_for_by_themselves(setup: Setup) -> None:
+    async with asyncio.TaskGroup() as group:
+        tasks = await queued(setup, group, [setup.purse(calls) for calls in (9, 1, 9, 1, 9)])
+        setup.accounts.gate.set()
+    assert [task.result() for task in tasks] == ["ok", "BUDGET_EXHAUSTED", "ok", "BUDGET_EXHAUSTED", "ok"]
+    assert (setup.accounts.sizes, setup.accounts.most_at_once) == ([1, 2, 2], 1)
+
+
 async def test_sources_do_not_wait_for_each_other(setup: Setup) -> None:
     setup.accounts.gate.clear()
     async with asyncio.TaskGroup() as group:
@@ -301,6 +395,33 @@ async def test_an_account_that_can_not_be_asked_stops_the_call_and_is_asked_agai
     setup.accounts.broken = False
     setup.accounts.gate.set()
     await call(setup.purse())
+
+
+async def test_while_the_account_is_silent_everybody_in_line_waits_for_the_same_answer(setup: Setup) -> None:
+    setup.accounts.broken = True
+    async with asyncio.TaskGroup() as group:
+        tasks = await queued(setup, group, [setup.purse(calls) for calls in (9, 9, 5)])
+        setup.accounts.gate.set()
+    assert [task.result() for task in tasks] == ["STORAGE_UNAVAILABLE"] * 3
+    assert setup.accounts.asked == 1
+
+
+async def test_a_database_that_is_silent_again_and_again_is_left_alone_for_a_second(setup: Setup) -> None:
+    setup.accounts.broken = True
+    for number in range(6):
+        assert await outcome(setup.purse(1, uuid.UUID(int=number))) == "STORAGE_UNAVAILABLE"
+    assert setup.accounts.asked == 3
+    setup.clock = 1.0
+    async with asyncio.TaskGroup() as group:
+        probe, *others = await queued(setup, group, [setup.purse(9) for _ in range(5)])
+        await asyncio.wait(others)  # while the probe still waits
+        assert not probe.done()
+        setup.accounts.broken = False
+        setup.accounts.gate.set()
+    assert probe.result() == "ok"
+    assert {task.result() for task in others} == {"STORAGE_UNAVAILABLE"}
+    assert await outcome(setup.purse(9)) == "ok"
+    assert setup.accounts.calls == 2
 
 
 def test_budgets_tell_refusals_apart() -> None:

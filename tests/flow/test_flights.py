@@ -45,6 +45,7 @@ class Work:
         self.error = error
         self.bought = self.kept = 0
         self.heard: list[Fetched | EdgeError] = []
+        self.terms: object = None
 
     async def recall(self, found: Entry | None, trail: FlightTrail) -> Fetched | None:
         return ANSWER if self.kept else None
@@ -78,12 +79,15 @@ class Fleet:
         self.renewed = asyncio.Event()
         self._bells = Bells()
         self._holders: dict[str, str] = {}
+        self.refused = asyncio.Event()
 
     def listen(self, key: str) -> LocalBell:
         return self._bells.listen(key)
 
     async def bid(self, key: str, token: str, lease: float) -> Lead:
         won = self._holders.setdefault(key, token) == token
+        if not won:
+            self.refused.set()
         return Lead(won, lease_left=0.0 if won else lease)
 
     async def renew(self, key: str, token: str, lease: float) -> bool:
@@ -100,8 +104,8 @@ class Fleet:
 
 
 class Setup:
-    def __init__(self, lease: float = 10.0) -> None:
-        self.fleet = Fleet()
+    def __init__(self, lease: float = 10.0, fleet: Fleet | None = None) -> None:
+        self.fleet = fleet or Fleet()
         self.background = Background(lambda *_: None)
         self.trails: list[FlightTrail] = []
         self.charged: list[FlightTrail] = []
@@ -191,6 +195,41 @@ async def test_a_leader_that_runs_out_of_time_leaves_the_flight_to_a_more_patien
         work.paying.open()
     assert patient.result() is ANSWER
     assert work.bought == 1
+
+
+async def test_a_budget_decides_for_those_who_have_the_same_alone(setup: Setup) -> None:
+    spent = EdgeError("BUDGET_EXHAUSTED", "what the data source may spend in a day (UTC) is spent")
+    works = [Work(paying=False, error=spent), Work(error=spent), Work()]
+    for work, terms in zip(works, ("small", "small", "large"), strict=True):
+        work.terms = terms
+    async with asyncio.TaskGroup() as group:
+        leader = group.create_task(refused(setup, works[0]))
+        await works[0].paying.reached.wait()
+        same = group.create_task(refused(setup, works[1]))
+        other = group.create_task(setup.join(works[2]))
+        await asyncio.sleep(0)
+        works[0].paying.open()
+    assert (leader.result(), same.result(), other.result()) == ("BUDGET_EXHAUSTED", "BUDGET_EXHAUSTED", ANSWER)
+    assert [work.bought for work in works] == [1, 0, 1]
+
+
+async def refused(setup: Setup, work: Work) -> str:
+    with pytest.raises(EdgeError) as caught:
+        await setup.join(work)
+    return caught.value.code
+
+
+async def test_a_budget_of_another_instance_s_caller_does_not_decide_for_ours(setup: Setup) -> None:
+    there, ours = Setup(fleet=setup.fleet), Work()
+    work = Work(paying=False, error=EdgeError("BUDGET_EXHAUSTED", "what the data source may spend in a day (UTC) is spent"))
+    async with asyncio.TaskGroup() as group:
+        leader = group.create_task(refused(there, work))
+        await work.paying.reached.wait()
+        follower = group.create_task(setup.join(ours))
+        await setup.fleet.refused.wait()
+        work.paying.open()
+    assert (leader.result(), follower.result()) == ("BUDGET_EXHAUSTED", ANSWER)
+    assert await there.background.drain(NET) == 0
 
 
 async def test_a_passenger_that_leaves_takes_nobody_along(setup: Setup) -> None:

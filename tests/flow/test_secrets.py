@@ -7,12 +7,13 @@ import random
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 
-from broker_edge.core.record import Reading, SourceRecord
-from broker_edge.errors import CallerError, EdgeError, TierBroken
+from broker_edge.core.record import VARIABLES_LIMIT, Reading, SourceRecord
+from broker_edge.errors import CallerError, EdgeError, Overtaken, TierBroken
 from broker_edge.flow.background import Background
-from broker_edge.flow.rotation import Rotated, rotate, tally
+from broker_edge.flow.rotation import Rotated, rotate
 from broker_edge.flow.secrets import Secrets
 from broker_edge.guard.vault import Vault, key_id_of, new_entry
 from tests.flow.secret_store import MemorySecrets, new_id, ref, source_record, vault
@@ -316,10 +317,71 @@ async def test_setting_says_what_may_be_told(setup: Setup, record: SourceRecord)
 
 
 async def test_an_unchanged_value_changes_nothing(setup: Setup, record: SourceRecord) -> None:
-    await setup.keep(record, token="same", gone=None)
-    before = dict(setup.store.secrets)
-    await setup.secrets.set(record, "variable", {"token": "same", "gone": None}, complete=False)
+    metas = await setup.secrets.set(record, "variable", {"token": "same", "gone": None}, complete=False)
+    before, known = dict(setup.store.secrets), msgspec.structs.replace(record, secrets=tuple(metas))
+    assert await setup.secrets.set(known, "variable", {"token": "same", "gone": None}, complete=False) == metas
     assert (setup.store.secrets, setup.store.writes) == (before, 1)
+
+
+async def test_what_another_has_set_just_so_is_told_as_it_is_by_then(setup: Setup, record: SourceRecord) -> None:
+    """`record` was read before the other one wrote: it knows of no secret."""
+    metas = await setup.secrets.set(record, "variable", {"token": "same"}, complete=False)
+    before = dict(setup.store.secrets)
+    assert await setup.secrets.set(record, "variable", {"token": "same"}, complete=False) == metas
+    assert setup.store.secrets == before
+
+
+class Overtaking(MemorySecrets):
+    """Somebody else is quicker at the first `times` writes."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.tried = 0
+
+    async def write(self, *arguments: Any, **options: Any) -> Any:
+        self.tried += 1
+        if self.tried <= self.times:
+            raise Overtaken("the secrets are being changed by others")
+        return await super().write(*arguments, **options)
+
+
+async def test_who_is_overtaken_reads_again_and_sets_what_was_asked(record: SourceRecord) -> None:
+    setup = Setup(store=Overtaking(3))
+    [meta] = await setup.secrets.set(record, "variable", {"token": "a"}, complete=True)
+    assert (meta.name, len(setup.store.readings)) == ("token", 4)
+
+
+@pytest.mark.parametrize("tries", [1, 20])
+async def test_who_is_overtaken_again_and_again_gives_up(record: SourceRecord, tries: int) -> None:
+    setup = Setup(store=Overtaking(1000))
+    assert await code_of(setup.secrets.set(record, "variable", {"token": "a"}, complete=True, tries=tries)) == (
+        "STORAGE_UNAVAILABLE"
+    )
+    assert len(setup.store.readings) == tries
+
+
+async def test_a_broken_store_is_asked_once(setup: Setup, record: SourceRecord) -> None:
+    reads: list[None] = []
+
+    async def broken(*_: object) -> Any:
+        reads.append(None)
+        raise TierBroken("the database can't be reached")
+
+    setup.store.read = broken  # type: ignore[method-assign]
+    assert await code_of(setup.secrets.set(record, "variable", {"token": "a"}, complete=True)) == "STORAGE_UNAVAILABLE"
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("complete", [True, False])
+async def test_a_source_has_no_more_variables_than_it_may(setup: Setup, record: SourceRecord, complete: bool) -> None:
+    most = {f"v{number}": "x" for number in range(VARIABLES_LIMIT)}
+    assert len(await setup.secrets.set(record, "variable", most, complete=True)) == VARIABLES_LIMIT
+    more = {**most, "one": "x"} if complete else {"one": "x"}
+    before = dict(setup.store.secrets)
+    assert await code_of(setup.secrets.set(record, "variable", more, complete=complete)) == "INVALID_REQUEST"
+    assert setup.store.secrets == before
+    await setup.secrets.set(record, "variable", {"v0": "other"}, complete=False)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +416,16 @@ async def test_a_secret_whose_key_is_gone_can_be_set_again(record: SourceRecord)
     assert await setup.reveal(record, version=2) == "same"
 
 
+async def test_one_that_does_not_open_is_told_of_with_the_key_that_lacks(record: SourceRecord) -> None:
+    store, told = MemorySecrets(), []
+    await Setup(vault(new_entry("lost")), store).keep(record, token="same")
+    setup = Setup(store=store)
+    setup.secrets._on_unopened = told.append
+    with pytest.raises(EdgeError, match="sealed with key lost, which is not among the keys in force"):
+        await setup.reveal(record)
+    assert [error.key_id for error in told] == ["lost"]
+
+
 async def test_setting_drops_what_this_process_has_cached(setup: Setup, record: SourceRecord) -> None:
     await setup.keep(record, token="old")
     await setup.reveal(record)
@@ -371,11 +443,11 @@ async def test_rotation_seals_everything_under_the_first_key_and_changes_no_valu
     await before.keep(record, **{f"v{number}": f"value {number}" for number in range(450)}, unset=None)
     both = Setup(vault(new, old), store)
     await both.secrets.set(record, "credential", {"CLIENT_ID": "already"}, complete=True)
-    assert await tally(store) == {"old": 450, "new": 1}
+    assert await store.counts() == {"old": 450, "new": 1}
     told: list[None] = []
     assert await rotate(store, both.vault, now=lambda: 1.0, progress=lambda: told.append(None)) == Rotated(450, 0)
     assert len(told) == 450
-    assert await tally(store) == {"new": 451}
+    assert await store.counts() == {"new": 451}
     alone = Setup(vault(new), store)
     assert [await alone.reveal(record, f"v{number}") for number in (0, 449)] == ["value 0", "value 449"]
     assert {secret.version for secret in store.secrets.values()} == {1}
@@ -405,7 +477,7 @@ async def test_rotation_goes_on_where_it_was_ended() -> None:
 
     store.read = ended  # type: ignore[method-assign]
     done = 0
-    while await tally(store) != {"new": 5}:
+    while await store.counts() != {"new": 5}:
         try:
             done += (await rotate(store, vault(new, old))).resealed
         except TierBroken:
@@ -420,7 +492,7 @@ async def test_rotation_says_what_no_key_opens_and_does_the_rest() -> None:
     await Setup(vault(lost), store).keep(record, **{f"v{number}": "x" for number in range(300)})
     await Setup(vault(old), store).keep(other, token="s3cret")
     assert await rotate(store, vault(new, old)) == Rotated(1, 300)
-    assert await tally(store) == {"lost": 300, "new": 1}
+    assert await store.counts() == {"lost": 300, "new": 1}
 
 
 async def test_a_secret_changed_during_its_rotation_keeps_its_new_value(record: SourceRecord) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_edge.errors import EdgeError
-from broker_edge.guard.vault import KEY_BYTES, KeyRing, Vault, key_id_of, new_entry
+from broker_edge.guard.vault import KEY_BYTES, KeyRing, Unopened, Vault, key_id_of, new_entry
 
 OLD, NEW = new_entry("old"), new_entry("new")
 ABOUT = ("project", "source", "variable", "token", "row")
@@ -128,8 +128,19 @@ def test_digests_need_the_ring_and_keep_their_parts_apart() -> None:
     assert len(ring.digest(("a",))) == 32
 
 
-def test_digests_stay_while_a_key_is_put_before_the_one_there_was() -> None:
-    assert KeyRing.parse(f"{NEW},{OLD}").digest(("a",)) == KeyRing.parse(OLD).digest(("a",))
+def test_digests_stay_while_a_key_is_put_behind_or_taken_from_there() -> None:
+    assert KeyRing.parse(f"{OLD},{NEW}").digest(("a",)) == KeyRing.parse(OLD).digest(("a",))
+    assert KeyRing.parse(f"{NEW},{OLD}").digest(("a",)) == KeyRing.parse(NEW).digest(("a",))
+
+
+def test_a_key_that_lacks_is_named() -> None:
+    refused = refusal(lambda: vault(NEW).open(vault(OLD).seal("secret", *ABOUT), *ABOUT))
+    assert isinstance(refused, Unopened)
+    assert refused.key_id == "old"
+    assert refused.message == "a secret is sealed with key old, which is not among the keys in force"
+    other = refusal(lambda: vault(new_entry("old")).open(vault(OLD).seal("secret", *ABOUT), *ABOUT))
+    assert isinstance(other, Unopened)
+    assert other.key_id is None
 
 
 KEY = base64.b64encode(bytes(range(KEY_BYTES))).decode()

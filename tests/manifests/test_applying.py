@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from broker_edge.core.redaction import MASK
-from broker_edge.errors import CallerError
-from broker_edge.manifests.applying import carry_out, found
-from broker_edge.manifests.changes import compare
-from tests.manifests.test_changes import ID, OTHER_ID, document, record
+from broker_edge.errors import CallerError, UpstreamError
+from broker_edge.manifests.applying import carry_out, foretold, found, names_set, records, secrets_of
+from broker_edge.manifests.changes import BESIDE, UNSET, compare, exported
+from tests.manifests.test_changes import ID, OTHER_ID, SOURCE, document, record
 
 
 class Interface:
@@ -56,16 +56,20 @@ async def test_a_missing_source_is_created_then_filled_then_published() -> None:
     )
 
 
+def done(edge: Interface) -> list[tuple[str, str]]:
+    return [(method, path) for method, path, _ in edge.asked if method != "GET"]
+
+
 async def test_what_is_as_it_should_be_is_not_asked_for() -> None:
     edge = Interface()
     outcome = await carry_out(edge, compare([document()], [record()], publish=False)[0])
-    assert (edge.asked, outcome.changed) == ([], False)
+    assert (done(edge), outcome.changed) == ([], False)
 
 
 async def test_a_difference_is_one_update() -> None:
     edge = Interface()
     await carry_out(edge, compare([document(description="new")], [record()], publish=False)[0])
-    assert [(method, path) for method, path, _ in edge.asked] == [("PUT", "/data-sources/{id}")]
+    assert done(edge) == [("PUT", "/data-sources/{id}")]
 
 
 async def test_variables_that_are_not_named_stay() -> None:
@@ -73,7 +77,7 @@ async def test_variables_that_are_not_named_stay() -> None:
     edge = Interface(variables=there)
     outcome = await carry_out(edge, compare([document(variables={"token": "new"})], [record()], publish=False)[0])
     assert edge.asked[-1][2] == [{"name": "token", "value": "new"}, {"name": "other", "value": MASK}]
-    assert outcome.variables == {"token": "set"}
+    assert outcome.variables == {"token": "set", "other": BESIDE}
 
 
 async def test_a_secret_with_the_value_that_it_has_is_unchanged() -> None:
@@ -98,3 +102,53 @@ async def test_an_archived_source_is_found_by_its_id_alone() -> None:
     with pytest.raises(CallerError) as unknown:
         await found(edge, "credit_score")
     assert unknown.value.code == "DATA_SOURCE_NOT_FOUND"
+
+
+async def test_the_latest_archived_source_is_found_by_name_where_it_is_asked_for_and_no_other_has_the_name() -> None:
+    gone = [record("ARCHIVED", data_source_id=one, last_updated_at=at) for one, at in ((OTHER_ID, "2026-02"), (ID, "2026-01"))]
+    assert (await found(Interface(records=gone), "credit_score", archived=True))["data_source_id"] == OTHER_ID
+    there = [*gone, record(data_source_id="living")]
+    assert (await found(Interface(records=there), "credit_score", archived=True))["data_source_id"] == "living"
+
+
+SECRETS = {
+    "variables": [{"name": "kept", "version": 1, "is_set": True}, {"name": "empty", "version": 1, "is_set": False}],
+    "credentials": [{"credential_type": "PASSWORD", "version": 1, "is_set": True}],
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_secrets_beside_the_document_are_told_and_left_alone(dry_run: bool) -> None:
+    edge = Interface(**SECRETS)
+    change = compare([document()], [record()], publish=False)[0]
+    outcome = foretold(change, await secrets_of(edge, record())) if dry_run else await carry_out(edge, change)
+    assert (outcome.variables, outcome.credentials) == ({"kept": BESIDE}, {"PASSWORD": BESIDE})
+    assert (done(edge), outcome.changed) == ([], False)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_secrets_that_are_named_or_needed_and_not_set_are_told(dry_run: bool) -> None:
+    edge = Interface(**SECRETS)
+    source = {**SOURCE, "headers": {"X": "{{ env.needed }}"}, "auth": {"method": "basic"}}
+    wanted = document(source=source, named=("kept", "empty", "API_KEY", "PASSWORD"))
+    change = compare([wanted], [record(source=source)], publish=False)[0]
+    outcome = foretold(change, await secrets_of(edge, record())) if dry_run else await carry_out(edge, change)
+    assert outcome.variables == {"empty": UNSET, "needed": UNSET}
+    assert outcome.credentials == {"API_KEY": UNSET, "CLIENT_ID": UNSET, "CLIENT_SECRET": UNSET}
+    assert not outcome.changed
+
+
+async def test_an_export_names_the_secrets_that_are_set() -> None:
+    secrets = await secrets_of(Interface(**SECRETS), record())
+    text = exported(record(), *(names_set(secrets, kind) for kind in ("variables", "credentials")))
+    assert text.endswith("variables:\n- kept\ncredentials:\n- PASSWORD\n")
+
+
+@pytest.mark.parametrize(
+    "answer", [{"a": 1}, ["text"], [{"name": "a"}], [{"name": 1, "data_source_id": "x", "status": "DRAFT"}], None]
+)
+async def test_what_no_edge_answers_is_refused(answer: Any) -> None:
+    with pytest.raises(UpstreamError) as refused:
+        await records(Interface(records=answer))
+    assert refused.value.code == "PARSE_ERROR"
+    assert "no edge" in refused.value.message

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker_edge.manifests.applying import foretold
+from broker_edge.manifests.applying import GIVEN, foretold
 from broker_edge.manifests.changes import compare, described, exported
 from broker_edge.manifests.reading import Document, Refusal
 from broker_edge.manifests.yaml_text import load_documents
@@ -18,7 +18,11 @@ SPEC = {"name": "credit_score", "source": SOURCE, "caching": {"enabled": True, "
 
 
 def document(**members: Any) -> Document:
-    beside = {name: members.pop(name) for name in ("published", "data_source_id", "variables", "credentials") if name in members}
+    beside = {
+        name: members.pop(name)
+        for name in ("published", "data_source_id", "variables", "credentials", "named")
+        if name in members
+    }
     return Document("sources.yaml (credit_score)", "credit_score", {**SPEC, **members}, **beside)
 
 
@@ -98,7 +102,7 @@ def test_an_archived_source_leaves_its_name_to_others() -> None:
 
 def test_secrets_are_foretold_by_name() -> None:
     outcome = foretold(compare([document(variables={"token": "s3cr3t"}, credentials={"PASSWORD": "p4ss"})], [], publish=False)[0])
-    assert (outcome.variables, outcome.credentials) == ({"token": "would be set"}, {"PASSWORD": "would be set"})
+    assert (outcome.variables, outcome.credentials) == ({"token": GIVEN}, {"PASSWORD": GIVEN})
     assert "s3cr3t" not in repr(outcome)
 
 

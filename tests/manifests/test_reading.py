@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker_edge.manifests.changes import compare
 from broker_edge.manifests.reading import Document, Refusal, read_documents
 
 SOURCE = {"url": "https://bureau.example/score/{{ tax_id }}", "response_type": "JSON"}
@@ -16,10 +18,12 @@ CANARY = "s3cr3t-canary"
 PROJECT = "9d1c2b3a-0000-4000-8000-00000000000f"
 
 
-def read(tmp_path: Path, value: Any, environment: dict[str, str] | None = None, project: str | None = None) -> list[Document]:
+def read(
+    tmp_path: Path, value: Any, environment: dict[str, str] | None = None, project: str | None = None, **options: bool
+) -> list[Document]:
     file = tmp_path / "sources.yaml"
     file.write_text(value if isinstance(value, str) else json.dumps(value))
-    return read_documents([str(file)], (environment or {}).get, project)
+    return read_documents([str(file)], (environment or {}).get, project, **options)
 
 
 def one(**members: Any) -> dict[str, Any]:
@@ -74,7 +78,7 @@ def test_a_record_of_the_registry_is_a_document(tmp_path: Path) -> None:
 
 def test_members_that_nobody_reads_are_named(tmp_path: Path) -> None:
     source = {**SOURCE, "timout": 3, "headers": {"X-Any": "1"}, "retry": {"max_retry": 1}}
-    document = read(tmp_path, one(source=source, cashing={}, metadata={"any": 1}))[0]
+    document = read(tmp_path, one(source=source, cashing={}, metadata={"any": 1}), allow_unknown=True)[0]
     assert sorted(document.ignored) == ["cashing", "source.retry.max_retry", "source.timout"]
 
 
@@ -87,6 +91,13 @@ def test_secrets_come_from_the_environment_from_files_or_as_they_are(tmp_path: P
     assert document.credentials == {"CLIENT_KEY": f"line\n{CANARY}", "CLIENT_ID": "me"}
 
 
+def test_secrets_may_be_named_without_values(tmp_path: Path) -> None:
+    document = read(tmp_path, one(variables=["token"], credentials=["API_KEY"]))[0]
+    assert (document.named, document.variables, document.credentials) == (("token", "API_KEY"), None, None)
+
+
+NAMES = "abcdefghij"
+BOMB = "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise(NAMES))
 REFUSED: dict[str, tuple[Any, str]] = {
     "text": ("just text", "must be a data source"),
     "yaml": ("a: [", "line 1"),
@@ -106,9 +117,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "variable other place": (one(variables={"token": {"vault": CANARY}}), "variables.token: must name one place"),
     "variable unset": (
         one(variables={"token": {"env": "NOBODY_SET_IT"}}),
-        "variables.token: names a variable of the environment",
+        "variables.token: names a variable of the environment that is not set: NOBODY_SET_IT",
     ),
     "variable file": (one(variables={"token": {"file": "nowhere"}}), "variables.token: names a file that can't be read"),
+    "budget member": (one(budget={"call": 3}), "sources.yaml: budget.call: is not known"),
+    "retry member": (one(source={**SOURCE, "retrry": {}}), "source.retrry: is not known"),
+    "ttl member": (one(caching={"tttl": 3}), "caching.tttl: is not known"),
+    "unknown member": (one(cashing={}), "cashing: is not known"),
+    "named variable": (one(variables=["PASSWORD"]), "variables.PASSWORD: is a credential"),
+    "named credential": (one(credentials=["TOKEN"]), "credentials.TOKEN: must be one of"),
+    "aliases": ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + BOMB, "its aliases stand for more than"),
     "reserved": (one(variables={"PASSWORD": CANARY}), "variables.PASSWORD: is a credential"),
     "credential": (one(credentials={"TOKEN": CANARY}), "credentials.TOKEN: must be one of CLIENT_ID"),
     "credential number": (one(credentials={"PASSWORD": 7}), "credentials.PASSWORD: must be text"),
@@ -155,3 +173,13 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_the_project_of_a_document_may_be_the_one_that_is_meant(tmp_path: Path) -> None:
     assert read(tmp_path, one(project_id=PROJECT.upper()), project=PROJECT)
+
+
+def test_the_readme_s_example_can_be_applied(tmp_path: Path) -> None:
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    start = lines.index("    name: credit_score")
+    text = "\n".join(line[4:] for line in lines[start : lines.index("", start)])
+    (tmp_path / "api_key.txt").write_text(CANARY)
+    document = read(tmp_path, text, {"BUREAU_TOKEN": "t"})[0]
+    assert (document.published, document.variables, document.credentials) == (True, {"token": "t"}, {"API_KEY": CANARY})
+    assert compare([document], [], publish=False)[0].action == "create"

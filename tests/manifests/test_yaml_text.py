@@ -70,6 +70,25 @@ def test_anchors_and_merges_share_what_sources_have_in_common() -> None:
     assert load_documents(text) == [[{"a": 1, "b": 2}, {"a": 1, "b": 3}]]
 
 
+def test_a_large_text_without_aliases_is_read() -> None:
+    assert len(load_documents("- [1]\n" * 60_000)[0]) == 60_000
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_few_lines_do_not_stand_for_more_than_can_be_handled(merge: bool) -> None:
+    names = [", ".join([f"*n{n}"] * 10) for n in range(11)]
+    lines = ["- &n0 {a: 1}", *(f"- &n{n} " + (f"{{<<: [{old}]}}" if merge else f"[{old}]") for n, old in enumerate(names, 1))]
+    with pytest.raises(Unreadable, match="aliases stand for more than 100000 nodes"):
+        load_documents("\n".join(lines))
+
+
+def test_aliases_of_several_documents_are_counted_together() -> None:
+    one = f"- &a [{', '.join(['1'] * 1000)}]\n- [{', '.join(['*a'] * 60)}]\n"
+    assert len(load_documents(one)) == 1
+    with pytest.raises(Unreadable, match="aliases stand for more than"):
+        load_documents(f"{one}---\n{one}")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -21,7 +21,7 @@ COMPOSE = ROOT / "docker-compose.yaml"
 DOCKERFILE = ROOT / "Dockerfile"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "broker-edge.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
-ANSWERS = {"hit", "stale", "revalidated", "fetched", "collapsed"}
+ANSWERS = {"hit", "stale", "revalidated", "fetched", "collapsed", "test"}
 METRIC = re.compile(r"\bbroker_edge_[a-z_]+")
 SETTING = re.compile(r"\bDATA_BROKER_[A-Z_]+")
 
@@ -122,6 +122,16 @@ def test_the_edge_starts_with_the_settings_of_the_stack(tmp_path: Path) -> None:
     settings = load({**values, "DATA_BROKER_DB_PASSWORD_FILE": str(secret)})
     assert settings.database == "postgresql+psycopg://data_broker:local-only@postgres:5432/data_broker"
     assert settings.allowed_private_hosts == ("bureau:7001",)
+
+
+def test_the_keys_of_secrets_are_given_to_the_stack_and_none_is_published() -> None:
+    from broker_edge.guard.vault import new_entry
+    from broker_edge.settings import load
+
+    given = stack()["services"]["edge"]["environment"]["DATA_BROKER_ENCRYPTION_KEYS"]
+    assert given == "${ENCRYPTION_KEYS:-}"
+    assert load({"DATA_BROKER_ENCRYPTION_KEYS": ""}).encryption_keys is None
+    assert load({"DATA_BROKER_ENCRYPTION_KEYS": new_entry("a")}).encryption_keys is not None
 
 
 def test_the_stack_listens_on_loopback_only() -> None:

@@ -28,14 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "api": {ROOM_OF_ALL, "core", "errors", "flow", "ports", "telemetry"},
     "api.app": {ROOM_OF_ALL, "errors", "settings", "telemetry", "wiring"},
     "wiring": {ROOM_OF_ALL, "api", "backends", "core", "errors", "flow", "guard", "ports", "settings", "telemetry"},
-    "doctor": {"backends", "guard", "settings"},
+    "doctor": {"backends", "guard", "settings", "errors"},
     "manifests": {"core", "errors"},
     # The command line may use what it talks about; `cli_edge` runs an edge in its process, hence the application.
     "cli": {
         *(ROOM_OF_ALL, "api", "backends", "core", "demo", "doctor", "errors"),
         *("flow", "guard", "manifests", "ports", "server", "settings", "telemetry", "wiring"),
     },
-    "server": {"api", "settings"},
+    "server": {"api", "settings", "telemetry"},  # the parent of workers logs what becomes of them
     "protocol": {"refusal", "shortcut"},
     "refusal": {"api", "errors"},
     "shortcut": {"api"},

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import json
 import uuid
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from broker_edge.api.intake import REFS_LIMIT
 from broker_edge.errors import CallerError
 from broker_edge.settings import Settings
 from tests.edges import Answer, Bureau, InProcess, in_process, request, settings, spec
@@ -151,14 +153,44 @@ async def test_the_same_inline_spec_of_two_projects_has_two_keys(running: InProc
     assert {answer.json()["origin"] for answer in answers} == {"REQUEST"}
 
 
-async def test_a_changed_source_serves_no_old_entry(running: InProcess, bureau: Bureau) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"caching": {"enabled": True, "ttl": 60}},
+        {"description": "new"},
+        {"metadata": {"team": "credit"}},
+        {"source": {"timeout": 7}},
+        {"source": {"retry": {"max_retries": 2}}},
+    ],
+)
+async def test_a_changed_source_serves_no_old_entry(running: InProcess, bureau: Bureau, change: dict[str, Any]) -> None:
     record = await registered(running, {"url": bureau.url, "response_type": "JSON"})
     before = (await asked(running, record)).json()
-    changed = await running.put(f"/data-sources/{record['data_source_id']}", {**record, "caching": {"enabled": True, "ttl": 60}})
+    said = {**record, **change, "source": record["source"] | change.get("source", {})}
+    changed = await running.put(f"/data-sources/{record['data_source_id']}", said)
     assert changed.status == 200, changed.body
+    assert changed.json()["generation"] > record["generation"]
     after = (await asked(running, record)).json()
     assert (before["origin"], after["origin"]) == ("REQUEST", "REQUEST")
     assert before["key"] != after["key"]
+
+
+async def test_a_draft_serves_by_name_and_publishing_it_is_a_change(running: InProcess, bureau: Bureau) -> None:
+    body = {"name": "young", "source": {"url": bureau.url}, "caching": {"enabled": True}}
+    draft = (await running.post(body, path="/data-sources")).json()
+    answers = [await asked(running, draft) for _ in range(2)]
+    assert (await running.post({}, {}, f"/data-sources/{draft['data_source_id']}/publish")).status == 200
+    answers.append(await asked(running, draft))
+    assert [answer.json()["origin"] for answer in answers] == ["REQUEST", "CACHE", "REQUEST"]
+
+
+async def test_a_draft_that_is_made_again_under_its_id_serves_nothing_of_the_old_one(running: InProcess, bureau: Bureau) -> None:
+    body = {"name": "again", "source": {"url": bureau.url}, "caching": {"enabled": True}, "data_source_id": str(uuid.uuid4())}
+    for _ in range(2):
+        draft = (await running.post(body, path="/data-sources")).json()
+        assert (await asked(running, draft)).json()["origin"] == "REQUEST"
+        assert (await running.call("DELETE", f"/data-sources/{draft['data_source_id']}", b"", {})).status == 200
+    assert len(bureau.calls) == 2
 
 
 async def test_an_archived_source_serves_nothing_and_frees_its_name(running: InProcess, bureau: Bureau) -> None:
@@ -209,6 +241,76 @@ async def test_a_reference_that_leads_nowhere_is_refused(
     answer = await running.post(request(inline, credential_refs=refs, env_variables=env))
     assert (answer.status, answer.json()["error"]["code"]) == (status, code)
     assert bureau.calls == []
+
+
+async def set_credentials(edge: InProcess, record: Mapping[str, Any], **values: str | None) -> None:
+    body = [{"credential_type": name, "value": value} for name, value in values.items()]
+    answer = await edge.put(f"/data-sources/{record['data_source_id']}/credentials", body)
+    assert answer.status == 200, answer.body
+
+
+@pytest.mark.parametrize(
+    ("name", "credential", "template"),
+    [
+        ("mine", "CLIENT_SECRET", "{{ env.mine }}"),
+        ("mine", "API_KEY", "{{ mine }}"),
+        ("USERNAME", "PASSWORD", "{{ id }}"),
+        ("API_KEY", "API_KEY", "{{ env.API_KEY }}"),
+        ("REFRESH_TOKEN", "REFRESH_TOKEN", "{{ REFRESH_TOKEN }}"),
+    ],
+)
+async def test_a_reference_brings_no_credential_into_a_template(
+    running: InProcess, bureau: Bureau, name: str, credential: str, template: str
+) -> None:
+    record = await registered(running, {"url": bureau.url})
+    await set_credentials(running, record, **{credential: "canary-4711"})
+    refs = {name: {"data_source_id": record["data_source_id"], "var_name": credential}}
+    inline = spec(bureau.url, headers={"X-Key": template})
+    answer = await running.post(request(inline, {"id": 1}, credential_refs=refs))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+    assert f"credential_refs.{name}" in answer.json()["detail"]
+    assert bureau.calls == []
+
+
+async def test_references_to_credentials_prove_who_an_inline_spec_is(running: InProcess, bureau: Bureau) -> None:
+    record = await registered(running, {"url": bureau.url})
+    await set_credentials(running, record, CLIENT_ID="me", API_KEY="k-1")
+    await set_variables(running, record, password="s-1")
+    one = {"data_source_id": record["data_source_id"]}
+    refs = {"CLIENT_ID": {**one, "var_name": "CLIENT_ID"}, "CLIENT_SECRET": {**one, "var_name": "password"}}
+    answer = await running.post(request(spec(bureau.url, auth={"method": "basic"}), credential_refs=refs))
+    assert answer.status == 200, answer.body
+    assert bureau.calls[-1].get("authorization") == f"Basic {b64encode(b'me:s-1').decode()}"
+    keyed = spec(bureau.url, auth={"method": "api_key", "name": "X-Key"})
+    answer = await running.post(request(keyed, credential_refs={"API_KEY": {**one, "var_name": "API_KEY"}}))
+    assert answer.status == 200, answer.body
+    assert bureau.calls[-1].get("x-key") == "k-1"
+
+
+async def test_a_credential_that_is_taken_away_is_missing_at_once(running: InProcess, bureau: Bureau) -> None:
+    record = await registered(running, {"url": bureau.url, "auth": {"method": "api_key", "name": "X-Key"}}, caching={})
+    await set_credentials(running, record, API_KEY="k-1", CLIENT_SECRET="k-2")
+    assert (await asked(running, record)).status == 200
+    await set_credentials(running, record, API_KEY=None)
+    assert (await asked(running, record)).status == 200
+    await set_credentials(running, record, CLIENT_SECRET=None)
+    answer = await asked(running, record)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "MISSING_VARIABLE")
+    assert [call.get("x-key") for call in bureau.calls] == ["k-1", "k-2"]
+
+
+async def test_a_request_has_no_more_references_than_it_may(running: InProcess, bureau: Bureau) -> None:
+    record = await registered(running, {"url": bureau.url})
+    await set_variables(running, record, token="t-1")
+    one = {"data_source_id": record["data_source_id"], "var_name": "token"}
+    refs = {f"v{number}": one for number in range(REFS_LIMIT)}
+    inline = spec(bureau.url, headers={"X-Key": "{{ env.v0 }}"})
+    assert (await running.post(request(inline, credential_refs=refs))).status == 200
+    answer = await running.post(request(inline, credential_refs={**refs, "more": one}))
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+    assert f"credential_refs: names at most {REFS_LIMIT} secrets" in answer.json()["detail"]
+    page = (await running.get("/openapi.json")).json()["components"]["schemas"]["FetchDataRequest"]["properties"]
+    assert page["credential_refs"]["anyOf"][0]["maxProperties"] == REFS_LIMIT
 
 
 async def test_a_reference_reaches_into_no_other_project(running: InProcess, bureau: Bureau) -> None:

@@ -87,13 +87,15 @@ async def test_what_the_caller_gave_wrong_is_the_caller_s(edge: InProcess, burea
     assert caught.value.code == "INVALID_VALUE"
 
 
-async def test_all_that_went_along_is_told(edge: InProcess, oauth: Authority) -> None:
+async def test_all_that_went_along_is_told_and_nothing_else(edge: InProcess, oauth: Authority) -> None:
     oauth.answer = json_reply({"access_token": "first"})
-    plan = planned(f"{oauth.url}/data", {**CLIENT, "deep": {"a": ["b", 7, True, None]}}, auth=oauth.auth())
+    env = {**CLIENT, "deep": {"a": ["b", 7, True, None]}, "key": "key", "unused": "unused", "USERNAME": "nobody"}
+    body = {"deep": {"env": "deep"}, "key": "{{ env.key }}"}
+    plan = planned(f"{oauth.url}/data", env, auth=oauth.auth(), method="POST", body=body)
     probed = await probe(edge, plan)
     assert probed.reply is not None
     assert (probed.reply.status, probed.reply.body) == (401, b"no")
-    assert probed.secrets == ("me", "client-secret", "b", 7, "first", "first")
+    assert set(probed.secrets) == {"me", "client-secret", "me:client-secret", "key", "b", 7, "first"}
     assert (len(oauth.asked), len(oauth.served)) == (2, 2)
     assert dict(probed.outbound.headers)["Authorization"] == "Bearer first"
 

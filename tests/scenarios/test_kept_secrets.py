@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import uuid
 from base64 import b64encode
@@ -10,13 +11,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from redis.asyncio import Redis
 
+from broker_edge.api.ops import Prober
 from broker_edge.backends.key_file import NAME
+from broker_edge.backends.sql_secrets import SqlSecrets
 from broker_edge.backends.tables import metadata
-from broker_edge.guard.vault import new_entry
+from broker_edge.errors import CallerError
+from broker_edge.flow.rotation import rotate
+from broker_edge.guard.vault import KeyRing, Vault, new_entry
 from broker_edge.settings import Settings, SettingsError
 from tests.edges import Answer, Bureau, EdgeProcess, InProcess, edge_process, in_process, request, settings, spec, table
 from tests.oauth import Authority
@@ -76,10 +82,17 @@ async def good(edge: InProcess, record: Any, number: int) -> Answer:
     return answer
 
 
+def knows_key(edge: InProcess, record: Any) -> bool:
+    with contextlib.suppress(CallerError):
+        return "key" in edge.edge.registry.named(None, record["name"]).env
+    return False
+
+
 async def test_a_secret_rotated_in_the_middle_of_a_run_is_used_at_once_by_every_instance(
     pair: list[InProcess], bureau: Bureau
 ) -> None:
     record = await keyed(pair[0], bureau.url)
+    await until(lambda: knows_key(pair[1], record))
     told = asyncio.Event()
     numbers = iter(range(1_000_000))
     ended = False
@@ -252,6 +265,50 @@ async def test_no_table_and_no_entry_holds_a_kept_secret(pair: list[InProcess], 
     for secret in (OLD, NEW):
         for form in (secret, b64encode(secret.encode()).decode()[:-4], secret.encode().hex()):
             assert form not in "".join(kept)
+
+
+# Keys that lack
+
+
+async def test_an_edge_that_starts_with_another_key_says_so_and_is_degraded(
+    tmp_path: Path, bureau: Bureau, postgres_server: Postgres
+) -> None:
+    values = {"database_url": postgres_server.create(), "allowed_private_hosts": f"127.0.0.1:{bureau.port}"}
+    async with in_process(settings(tmp_path / "a", **values, encryption_keys=new_entry("old"))) as edge:
+        record = await keyed(edge, bureau.url)
+    with edge_process(
+        tmp_path / "b", bureau.port, database_url=values["database_url"], encryption_keys=new_entry("new")
+    ) as other:
+        await other.ready()
+        [line] = lines(other, "sealed with a key that is not in force")
+        assert (line["level"], line["key"], line["secrets"]) == ("error", "old", 1)
+        async with httpx.AsyncClient(base_url=other.url, trust_env=False) as client:
+            ready = await client.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+            assert ready.json()["dependencies"]["vault"] == {"status": "degraded", "kind": "key-ring"}
+            asking = {"data_source_name": record["name"], "configured_params": {"id": 1}, "run_id": str(uuid.uuid4())}
+            error = (await client.post("/internal/data-broker", json=asking)).json()["error"]
+    assert error["code"] == "INTERNAL"
+    assert error["message"] == "a secret is sealed with key old, which is not among the keys in force"
+
+
+async def test_a_running_edge_notices_that_secrets_were_moved_under_a_key_that_it_has_not(
+    edge: InProcess, bureau: Bureau
+) -> None:
+    record = await keyed(edge, bureau.url)
+    assert (await edge.get("/readyz")).json()["dependencies"]["vault"]["status"] == "ok"
+    mine = (edge.edge.settings.data_dir / NAME).read_text().strip()
+    assert (await rotate(SqlSecrets(edge.edge.engine), Vault(KeyRing.parse(f"{new_entry('next')},{mine}")))).resealed == 1
+    edge.edge.secrets.forget(None)
+    error = (await asked(edge, record, {"id": 1})).json()["error"]
+    assert "sealed with key next, which is not among the keys in force" in error["message"]
+    report = await Prober(probes_of(edge)).report()
+    assert (report.status, report.dependencies["vault"].status) == ("degraded", "degraded")
+
+
+def probes_of(edge: InProcess) -> Any:
+    """Those of the edge, asked without what its prober remembers for a second."""
+    return edge.edge.prober._probes
 
 
 # The key of the embedded default

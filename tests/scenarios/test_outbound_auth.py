@@ -175,6 +175,15 @@ async def test_no_proof_goes_to_another_origin(edge: InProcess, bureau: Bureau, 
     assert bureau.calls[0].line.split()[1].endswith("a=1")
 
 
+async def test_no_header_that_a_variable_filled_goes_to_another_origin(edge: InProcess, bureau: Bureau) -> None:
+    headers = {"Accept": "text/plain; q={{ env.key }}", "Accept-Language": "de", "User-Agent": {"env": "key"}}
+    async with Bureau(lambda _: http_reply(b"", 302, f"Location: {bureau.url}/there")).running() as first:
+        await ok(edge, f"{first.url}/here", None, {"key": "key-canary"}, headers=headers)
+    assert first.calls[0].head.count(b"key-canary") == 2
+    assert b"key-canary" not in bureau.calls[0].head
+    assert bureau.calls[0].get("accept-language") == "de"
+
+
 async def test_a_redirect_within_the_origin_keeps_the_proof(edge: InProcess, oauth: Authority) -> None:
     def home(got: Received) -> bytes:
         if "/start" in got.line:
@@ -348,6 +357,8 @@ async def test_other_methods_repeat_nothing_after_401(edge: InProcess, oauth: Au
         (json_reply({"token": "canary"}), "PARSE_ERROR", None, "access_token"),
         (json_reply({"access_token": 7}), "PARSE_ERROR", None, "access_token"),
         (json_reply({"access_token": ""}), "PARSE_ERROR", None, "access_token"),
+        (json_reply({"access_token": "canary", "token_type": "mac"}), "PARSE_ERROR", None, "token_type"),
+        (http_reply(b"", 302, "Location: /other"), "UPSTREAM_STATUS", None, "redirects (302), which is not followed"),
         (json_reply({"access_token": "canary\r\nX-More: 1"}), "PARSE_ERROR", None, "access_token"),
     ],
 )
@@ -362,6 +373,49 @@ async def test_a_failing_token_endpoint_is_named_and_not_quoted(
     assert words in error["message"]
     assert b"canary" not in got.body
     assert oauth.served == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_of_a_token_endpoint_is_followed(
+    edge: InProcess, oauth: Authority, bureau: Bureau, status: int
+) -> None:
+    bureau._answer = lambda _: json_reply({"access_token": "of another origin", "token_type": "Bearer"})
+    for place in (f"{bureau.url}/token", "/elsewhere"):
+        oauth.answer = http_reply(b"", status, f"Location: {place}")
+        error = (await ask(edge, data(oauth))).json()["error"]
+        assert (error["code"], error["retryable"]) == ("UPSTREAM_STATUS", False)
+        assert f"the token endpoint redirects ({status})" in error["message"]
+    assert (len(oauth.asked), oauth.served, bureau.calls) == (2, [], [])
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_failing_token_endpoint_is_not_remembered_as_the_data_s_own_answer(
+    edge: InProcess, oauth: Authority, status: int
+) -> None:
+    source = data(oauth)
+    source["caching"]["negative_ttl"] = {str(status): 100}
+    oauth.answer = http_reply(b"", status)
+    assert (await ask(edge, source)).json()["error"]["upstream_status"] == status
+    oauth.answer = None
+    answer = await ask(edge, source)
+    assert (answer.status, answer.json()["origin"]) == (200, "REQUEST")
+
+
+async def test_a_failing_token_endpoint_is_excused_as_stale_if_error_says(edge: InProcess, oauth: Authority) -> None:
+    oauth.expires_in = 0
+    source = data(oauth)
+    source["caching"] = {"enabled": True, "ttl": 0.001, "stale_if_error": 1000}
+    first = await ask(edge, source)
+    assert first.status == 200
+    oauth.answer = http_reply(b"", 503)
+
+    async def stale() -> bool:
+        answer = await ask(edge, source)
+        return (
+            answer.status == 200 and answer.json()["data_object_id"] == first.json()["data_object_id"] and len(oauth.asked) == 2
+        )
+
+    await until(stale)
 
 
 async def test_a_token_endpoint_that_is_not_there_is_named(edge: InProcess, oauth: Authority) -> None:
@@ -511,6 +565,64 @@ async def test_a_token_that_another_ring_sealed_is_none(hire: Any, oauth: Author
     async with hire(1, encryption_keys=entry) as [edge]:
         assert (await ask(edge, source, 1)).status == 200
     assert len(oauth.asked) == 2
+
+
+async def test_a_single_use_refresh_token_outlasts_a_rotation_of_the_keys(hire: Any, oauth: Authority) -> None:
+    oauth.single_use, oauth.expires_in = True, 0
+    source = data(oauth, grant_type="refresh_token")
+    old, new = new_entry("old"), new_entry("new")
+    for number, ring in enumerate((old, f"{old},{new}", f"{new},{old}", new)):
+        async with hire(1, encryption_keys=ring) as [edge]:
+            assert (await ask(edge, source, number, REFRESH)).status == 200
+    assert (len(oauth.asked), oauth.replayed) == (4, 0)
+
+
+async def test_the_successor_of_a_refresh_token_moves_under_the_first_key_where_there_is_no_other(
+    hire: Any, oauth: Authority
+) -> None:
+    oauth.single_use, oauth.expires_in = True, 0
+    source = data(oauth, grant_type="refresh_token")
+    old, new = new_entry("old"), new_entry("new")
+    async with hire(1, encryption_keys=old) as [edge]:
+        await ask(edge, source, 0, REFRESH)
+    async with hire(1, encryption_keys=f"{new},{old}") as [edge]:
+        oauth.single_use = False
+        assert (await ask(edge, source, 1, REFRESH)).status == 200
+    async with hire(1, encryption_keys=new) as [edge]:
+        assert (await ask(edge, source, 2, REFRESH)).status == 200
+    assert oauth.replayed == 0
+
+
+async def test_instances_amid_a_rotation_never_spend_one_refresh_token_twice(
+    tmp_path: Path, bureau: Bureau, own_redis: Valkey, postgres_server: Postgres, oauth: Authority
+) -> None:
+    oauth.single_use, oauth.expires_in = True, 0
+    source = data(oauth, grant_type="refresh_token")
+    old, new = new_entry("old"), new_entry("new")
+    url = postgres_server.create()
+    common = {"near_tier_bytes": 0, "allowed_private_hosts": "127.0.0.1"}
+    before = fleet(1, tmp_path / "a", bureau, own_redis, url, encryption_keys=f"{old},{new}", **common)
+    after = fleet(1, tmp_path / "b", bureau, own_redis, url, encryption_keys=f"{new},{old}", **common)
+    async with before as one, after as other:
+        edges = [*one, *other]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(edges[number % 2], source, number, REFRESH)) for number in range(12)]
+    assert {task.result().status for task in tasks} == {200}
+    assert oauth.replayed == 0
+
+
+async def test_a_spent_refresh_token_is_not_replayed_where_the_key_of_its_successor_is_gone(hire: Any, oauth: Authority) -> None:
+    oauth.single_use, oauth.expires_in = True, 0
+    source = data(oauth, grant_type="refresh_token")
+    async with hire(1, encryption_keys=new_entry("old")) as [edge]:
+        await ask(edge, source, 0, REFRESH)
+    async with hire(1, encryption_keys=new_entry("new")) as [edge]:
+        error = (await ask(edge, source, 1, REFRESH)).json()["error"]
+        assert error["code"] == "INTERNAL"
+        assert "is sealed with key old, which is not among the keys in force" in error["message"]
+        assert (len(oauth.asked), oauth.replayed) == (1, 0)
+        oauth.refresh = "another"
+        assert (await ask(edge, source, 2, REFRESH | {"REFRESH_TOKEN": "another"})).status == 200
 
 
 async def test_no_secret_and_no_token_stands_in_redis_or_the_database(hire: Any, oauth: Authority, own_redis: Valkey) -> None:

@@ -75,10 +75,10 @@ def serves(edge: InProcess, generation: int, name: str = "score") -> Callable[[]
 async def test_what_one_instance_changes_the_other_serves(pair: Pair, bureau: Bureau) -> None:
     one, two = pair
     record = await one.edge.registry.create(None, draft(bureau))
-    await until(serves(two, 1))
+    await until(serves(two, record.generation))
     assert (await origin(one), await origin(two)) == ("REQUEST", "CACHE")
     await two.edge.registry.update(None, record.data_source_id, draft(bureau, "new"))
-    await until(serves(one, 2))
+    await until(serves(one, record.generation + 1))
     assert (await origin(one), await origin(two)) == ("REQUEST", "CACHE")
     assert [call.line.split()[1] for call in bureau.calls] == ["/?id=1", "/new?id=1"]
 
@@ -86,11 +86,11 @@ async def test_what_one_instance_changes_the_other_serves(pair: Pair, bureau: Bu
 async def test_old_answers_are_out_of_reach_at_once_and_none_is_deleted(pair: Pair, bureau: Bureau) -> None:
     one, two = pair
     record = await one.edge.registry.create(None, draft(bureau))
-    await until(serves(two, 1))
+    await until(serves(two, record.generation))
     assert await origin(one) == "REQUEST"
     await one.edge.registry.update(None, record.data_source_id, draft(bureau, description="new"))
     assert await origin(one) == "REQUEST", "any change takes the old answers away"
-    await until(serves(two, 2))
+    await until(serves(two, record.generation + 1))
     assert await origin(two) == "CACHE"
     assert len(await table(one.edge.engine, "data_object")) == 2
 
@@ -119,7 +119,7 @@ async def test_one_of_two_instances_that_create_a_name_at_once_wins(pair: Pair, 
     assert lost == ["DATA_SOURCE_ALREADY_EXISTS"] * 7
     [stored] = await table(pair[0].edge.engine, "data_source")
     for edge in pair:
-        await until(serves(edge, 1))
+        await until(serves(edge, stored.generation))
         assert str(edge.edge.registry.named(None, "score").record.data_source_id) == str(stored.data_source_id)
 
 
@@ -131,9 +131,9 @@ async def test_updates_at_once_on_two_instances_are_all_made(pair: Pair, bureau:
             registry = pair[number % 2].edge.registry
             group.create_task(registry.update(None, record.data_source_id, draft(bureau, description=str(number))))
     for edge in (one, two):
-        await until(serves(edge, 11))
+        await until(serves(edge, record.generation + 10))
     [stored] = await table(one.edge.engine, "data_source")
-    assert stored.generation == 11
+    assert stored.generation == record.generation + 10
 
 
 async def test_projects_have_sources_of_their_own(pair: Pair, bureau: Bureau) -> None:
@@ -151,7 +151,7 @@ async def test_a_changed_secret_is_known_elsewhere_and_leaves_the_answers_usable
 
     one, two = pair
     record = await one.edge.registry.create(None, draft(bureau))
-    await until(serves(two, 1))
+    await until(serves(two, record.generation))
     assert await origin(one) == "REQUEST"
     told: list[uuid.UUID | None] = []
     two.edge.registry.listeners.append(told.append)
@@ -181,8 +181,8 @@ async def test_without_the_bus_a_change_is_found_by_age(
         monkeypatch.setattr("broker_edge.wiring.stores.make_bus", lambda *_: Deaf())
         async with in_process(settings(tmp_path / "two", bureau.port, **shared), migrated=False) as two:
             two.edge.registry._max_age = 0.1
-            await one.edge.registry.create(None, draft(bureau))
-            await until(serves(two, 1))
+            record = await one.edge.registry.create(None, draft(bureau))
+            await until(serves(two, record.generation))
             assert not two.edge.registry.hearing
             assert await origin(two) == "REQUEST"
 
@@ -206,8 +206,8 @@ async def test_a_connection_that_is_cut_is_made_anew_and_nothing_is_missed(
             await connection.execute(sa.text(f"SELECT pg_terminate_backend(pid) {ears}"))
         async with asyncio.timeout(PATIENCE):
             await deaf.wait()
-        await one.edge.registry.create(None, draft(bureau))
-        await until(serves(two, 1))
+        record = await one.edge.registry.create(None, draft(bureau))
+        await until(serves(two, record.generation))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -62,9 +63,9 @@ async def _requests(edge: EdgeProcess, bodies: list[dict[str, Any]]) -> list[str
     return [body["run_id"] for body in bodies]
 
 
-async def _counted(edge: EdgeProcess) -> int:
+async def _counted(edge: EdgeProcess, start: str = "broker_edge_requests_total{") -> int:
     text = (await _over_a_connection_of_its_own(edge, "GET", "/metrics")).text
-    lines = [line for line in text.splitlines() if line.startswith("broker_edge_requests_total{")]
+    lines = [line for line in text.splitlines() if line.startswith(start)]
     return round(sum(float(line.rpartition(" ")[2]) for line in lines))
 
 
@@ -95,6 +96,11 @@ async def test_a_killed_worker_is_replaced_and_neither_counts_nor_rows_are_lost(
     await until(lambda: min(before) not in _workers(pair))
     await until(lambda: _all_serve(pair))
     assert await _counted(pair) == _REQUESTS
+    assert await _counted(pair, 'broker_edge_journal_rows_total{stage="appended"}') == _REQUESTS
+    deaths = [json.loads(line) for line in pair.log.splitlines() if "worker" in line]
+    assert [(one["event"], one["level"], one["pid"], one["signal"]) for one in deaths] == [
+        ("a worker died and was replaced", "warning", min(before), "SIGKILL")
+    ]
     runs += await _requests(pair, [request(source) for _ in range(_REQUESTS)])
     await until(complete)
     assert await asyncio.to_thread(pair.stop) == 0
