@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from threading import Thread
@@ -39,7 +40,7 @@ _DIRECT_FROM = (
     2  # objects or keys; a lone one goes where SQLAlchemy's events show it, unless others are under way: it costs thrice
 )
 
-_LAST_CALL = 5.0  # seconds
+_LAST_CALL = 2.0  # seconds
 _threads: WeakKeyDictionary[AsyncEngine, WeakSet[Thread]] = WeakKeyDictionary()
 
 # libpq's, in seconds but for the last: a server that vanished without a word is given up by the kernel.
@@ -84,8 +85,9 @@ def _sqlite(threads: WeakSet[Thread], *arguments: Any, **options: Any) -> aiosql
 async def close_engine(engine: AsyncEngine) -> None:
     """Close all connections, and wait for SQLite's threads: one whose call was cancelled has yet to tell its end to this loop."""
     await engine.dispose()
+    until = time.monotonic() + _LAST_CALL
     for thread in list(_threads.get(engine, ())):
-        await asyncio.to_thread(thread.join, _LAST_CALL)
+        await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
 
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:

@@ -113,8 +113,9 @@ def read_grant(body: bytes) -> Grant:
     access, refresh, kind = answer.get("access_token"), answer.get("refresh_token"), answer.get("token_type")
     if not isinstance(access, str) or not _TOKEN.fullmatch(access):
         raise _unreadable("holds no access_token that can be sent")
-    # Section 7.1: a token of a type that is not understood must not be used. Some servers leave out the only one there is.
-    if kind is not None and not (isinstance(kind, str) and kind.lower() == "bearer"):
+    # Section 7.1: a token of a type that is not understood must not be used. Some servers leave out the only one there is, and
+    # widespread ones call it BearerToken.
+    if kind is not None and not (isinstance(kind, str) and kind.lower() in ("bearer", "bearertoken")):
         raise _unreadable("has another token_type than Bearer")
     return Grant(access, _lifetime(answer.get("expires_in")), refresh if isinstance(refresh, str) and refresh else None)
 

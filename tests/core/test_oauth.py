@@ -114,7 +114,7 @@ def test_a_new_refresh_token_is_kept(refresh: Any, kept: str | None) -> None:
     assert read_grant(json.dumps({"access_token": "t", "refresh_token": refresh}).encode()).refresh == kept
 
 
-@pytest.mark.parametrize("kind", ["Bearer", "bearer", "BEARER", None])
+@pytest.mark.parametrize("kind", ["Bearer", "bearer", "BEARER", "BearerToken", None])
 def test_a_token_is_a_bearer_s_where_nothing_else_is_said(kind: str | None) -> None:
     assert read_grant(json.dumps({"access_token": "t", "token_type": kind}).encode()).access == "t"
     assert read_grant(b'{"access_token": "t"}').access == "t"

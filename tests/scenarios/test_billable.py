@@ -21,7 +21,7 @@ RETRY = {"max_retries": 3, "backoff_factor": 0, "status_forcelist": [500, 503]}
 
 
 def billable(url: str, **members: Any) -> dict[str, Any]:
-    return {**spec(url, retry=RETRY, **members), "cost_per_call": PRICE, "billable": True}
+    return {**spec(url, retry={**RETRY}, **members), "cost_per_call": PRICE, "billable": True}
 
 
 def money(rows: list[Any]) -> Counter[Any]:
