@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from broker_edge.settings import Settings
 from tests import servers
 from tests.edges import Bureau, InProcess, in_process, settings
+
+# As `serve` does (broker_edge/server.py): hundreds of edges come and go, and looking for cycles so often takes a tenth of it all.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +61,7 @@ def backends(request: pytest.FixtureRequest, tmp_path: Path, bureau: Bureau) -> 
         return settings(tmp_path, bureau.port)
     redis = request.getfixturevalue("redis_server")
     postgres = request.getfixturevalue("postgres_server")
-    return settings(tmp_path, bureau.port, redis_url=redis.url, database_url=postgres.create())
+    return settings(tmp_path, bureau.port, redis_url=redis.url, database_url=postgres.create(migrated=True))
 
 
 @pytest.fixture

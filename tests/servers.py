@@ -8,6 +8,7 @@ A missing server is an error that says what to do. Everything that is started he
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import importlib.util
@@ -21,11 +22,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import redis
+
+from broker_edge.backends.migrations import migrate
+from broker_edge.backends.sql_durable import close_engine, make_engine
+from broker_edge.settings import load
 
 _START = 30.0  # seconds; a loaded machine takes its time
 
@@ -35,10 +41,34 @@ class ServerMissing(RuntimeError):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that no other test process is given at the same time.
+
+    Below those that the kernel hands out for connections, each worker of the suite has ports of its own: one that is merely free
+    may be taken by the time its server starts, and then the server of another test answers there.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("unreachable: the ports go round")
+
+
+def _own_ports() -> Iterator[int]:
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16  # noqa: TID251 pytest-xdist's own name
+    first = 16_000 + 1000 * worker
+    ports = list(range(first, first + 1000))
+    start = os.getpid() * 37 % 1000  # runs that follow each other, or run beside each other, begin elsewhere
+    return itertools.cycle(ports[start:] + ports[:start])
+
+
+_PORTS = _own_ports()
+
+
+async def bring_up(url: str) -> None:
+    engine = make_engine(url)
+    await migrate(engine)
+    await close_engine(engine)
 
 
 @dataclass
@@ -217,6 +247,7 @@ class Postgres:
     process: subprocess.Popen[bytes] | None = None
     fsync: str = "off"  # in tests only processes are killed, never the machine
     _names: Iterator[int] = field(default_factory=itertools.count)
+    _template: str | None = None
 
     def start(self) -> None:
         options = [
@@ -245,12 +276,18 @@ class Postgres:
     def url(self, name: str) -> str:
         return f"postgresql://broker@127.0.0.1:{self.port}/{name}"
 
-    def create(self) -> str:
+    def create(self, *, migrated: bool = False) -> str:
+        """A database of its own; a migrated one is copied from the first of them, which is quicker."""
         import psycopg
 
-        name = f"edge_{next(self._names)}"
+        if migrated and self._template is None:
+            template = self.create()
+            with ThreadPoolExecutor(1) as thread:  # there may be a loop in this one
+                thread.submit(asyncio.run, bring_up(load({}, database_url=template).database)).result()
+            self._template = template.rpartition("/")[2]
+        name, source = f"edge_{next(self._names)}", self._template if migrated else "template1"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')  # type: ignore[arg-type]
         return self.url(name)
 
     def kill(self) -> None:

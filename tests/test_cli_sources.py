@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pty
 import sqlite3
@@ -79,6 +80,12 @@ class CommandLine:
     async def listed(self, *words: str) -> dict[str, Any]:
         found = json.loads((await self("sources", "list", "--json", *words)).stdout)
         return {record["name"]: record for record in found}
+
+
+@pytest.fixture(autouse=True)
+def _no_words_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that another test left behind may log to a stream that is closed: what logging says of that is no output of ours."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ async def test_without_redis_the_edge_is_degraded_and_still_serves(tmp_path: Pat
 async def test_without_the_database_the_edge_is_degraded_and_still_serves(
     tmp_path: Path, bureau: Bureau, postgres_server: servers.Postgres
 ) -> None:
-    url = postgres_server.create()
+    url = postgres_server.create(migrated=True)
     async with in_process(settings(tmp_path, bureau.port, database_url=url)) as edge:
         with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as admin:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(url.rpartition("/")[2])))

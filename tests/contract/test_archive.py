@@ -29,7 +29,9 @@ _EPOCH = 1_700_000_000.25
 @pytest.fixture(params=["sqlite", "postgres"])
 async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     embedded = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'edge.sqlite3'}" if embedded else request.getfixturevalue("postgres_server").create()
+    url = (
+        f"sqlite:///{tmp_path / 'edge.sqlite3'}" if embedded else request.getfixturevalue("postgres_server").create(migrated=True)
+    )
     engine = make_engine(load({}, database_url=url).database)
     await migrate(engine)
     yield engine

@@ -127,4 +127,4 @@ async def process(data_dir: Path, *, workers: int = 1, **values: str) -> AsyncIt
 
 
 def servers_of(redis: Valkey, postgres: Postgres) -> dict[str, str]:
-    return {"redis_url": redis.url, "database_url": postgres.create()}
+    return {"redis_url": redis.url, "database_url": postgres.create(migrated=True)}

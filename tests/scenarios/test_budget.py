@@ -75,7 +75,7 @@ async def test_instances_share_a_budget(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres, budget: dict[str, Any]
 ) -> None:
     source = priced(f"{bureau.url}/{{{{ id }}}}", budget)
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create()) as edges:
+    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True)) as edges:
         posts = [edges[number % 2].post(request(source, {"id": str(number)})) for number in range(500)]
         answers = await asyncio.gather(*posts)
         assert codes(list(answers)) == {"ok": 10, "BUDGET_EXHAUSTED": 490}

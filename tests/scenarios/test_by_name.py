@@ -346,7 +346,7 @@ async def test_a_secret_that_is_rotated_in_the_middle_of_a_long_run_is_used_at_o
     tmp_path: Path, bureau: Bureau, request: pytest.FixtureRequest
 ) -> None:
     redis, postgres = request.getfixturevalue("redis_server"), request.getfixturevalue("postgres_server")
-    async with two(tmp_path, bureau, redis.url, postgres.create()) as (one, other):
+    async with two(tmp_path, bureau, redis.url, postgres.create(migrated=True)) as (one, other):
         record = await registered(one, {"url": f"{bureau.url}/{{{{ n }}}}", "headers": {"X-Key": "{{ env.token }}"}})
         await set_variables(one, record, token="old")
         await heard(other, record, version=1)

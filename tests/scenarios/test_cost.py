@@ -114,7 +114,7 @@ async def edge(
         bureau.port,
         redis_url=f"redis://127.0.0.1:{proxy.port}/0",
         redis_timeout=20,
-        database_url=postgres_server.create(),
+        database_url=postgres_server.create(migrated=True),
     )
     async with in_process(chosen) as running:
         await running.edge.background.stop()

@@ -26,7 +26,7 @@ def hire(tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: 
     """So many instances over the shared Redis and a database of their own."""
 
     def hired(size: int, **values: Any) -> AbstractAsyncContextManager[list[InProcess]]:
-        return fleet(size, tmp_path, bureau, redis_server, postgres_server.create(), **values)
+        return fleet(size, tmp_path, bureau, redis_server, postgres_server.create(migrated=True), **values)
 
     return hired
 

@@ -31,7 +31,7 @@ def _signal(server: Postgres, number: int) -> None:
 async def test_misses_are_answered_and_their_objects_arrive_when_it_speaks_again(
     own_postgres: Postgres, bureau: Bureau, tmp_path: Path
 ) -> None:
-    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(), db_timeout=0.3)
+    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(migrated=True), db_timeout=0.3)
     async with in_process(chosen) as edge:
         source = spec(f"{bureau.url}/{{{{ id }}}}")
         assert (await edge.post(request(source, {"id": "before"}))).status == 200
@@ -48,7 +48,7 @@ async def test_the_journal_says_that_it_fails_and_ships_when_it_speaks_again(
     own_postgres: Postgres, bureau: Bureau, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker_edge.wiring.stores._SHORTEST_BATCH", 0.3)
-    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(), db_timeout=0.05)
+    chosen = settings(tmp_path, bureau.port, database_url=own_postgres.create(migrated=True), db_timeout=0.05)
     async with in_process(chosen) as edge:
         _signal(own_postgres, signal.SIGSTOP)
         assert (await edge.post(request(spec(bureau.url)))).status == 200

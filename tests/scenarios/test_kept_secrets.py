@@ -51,7 +51,7 @@ def own_redis() -> Iterator[Valkey]:
 async def pair(tmp_path: Path, bureau: Bureau, own_redis: Valkey, postgres_server: Postgres) -> AsyncIterator[list[InProcess]]:
     """Two instances with one key."""
     chosen = {"encryption_keys": new_entry("a"), "near_tier_bytes": 0, "allowed_private_hosts": "127.0.0.1"}
-    async with fleet(2, tmp_path, bureau, own_redis, postgres_server.create(), **chosen) as edges:
+    async with fleet(2, tmp_path, bureau, own_redis, postgres_server.create(migrated=True), **chosen) as edges:
         for edge in edges:
             await until(lambda edge=edge: edge.edge.registry.hearing)  # type: ignore[misc]
         yield edges
@@ -273,7 +273,7 @@ async def test_no_table_and_no_entry_holds_a_kept_secret(pair: list[InProcess], 
 async def test_an_edge_that_starts_with_another_key_says_so_and_is_degraded(
     tmp_path: Path, bureau: Bureau, postgres_server: Postgres
 ) -> None:
-    values = {"database_url": postgres_server.create(), "allowed_private_hosts": f"127.0.0.1:{bureau.port}"}
+    values = {"database_url": postgres_server.create(migrated=True), "allowed_private_hosts": f"127.0.0.1:{bureau.port}"}
     async with in_process(settings(tmp_path / "a", **values, encryption_keys=new_entry("old"))) as edge:
         record = await keyed(edge, bureau.url)
     with edge_process(
@@ -341,7 +341,7 @@ async def test_the_embedded_default_makes_a_key_once_and_says_so(tmp_path: Path,
 async def test_workers_that_start_at_once_agree_on_one_key_and_warn_of_others(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres
 ) -> None:
-    values = {"redis_url": redis_server.url, "database_url": postgres_server.create(), "workers": "3"}
+    values = {"redis_url": redis_server.url, "database_url": postgres_server.create(migrated=True), "workers": "3"}
     with edge_process(tmp_path, bureau.port, **values) as edge:
         await edge.ready()
         await until(lambda: len(lines(edge, "in DATA_DIR alone")) == 3)
@@ -353,7 +353,7 @@ async def test_workers_that_start_at_once_agree_on_one_key_and_warn_of_others(
 async def test_with_a_key_of_its_own_nothing_is_made_or_warned_of(
     tmp_path: Path, bureau: Bureau, postgres_server: Postgres
 ) -> None:
-    values = {"database_url": postgres_server.create(), "encryption_keys": new_entry("a")}
+    values = {"database_url": postgres_server.create(migrated=True), "encryption_keys": new_entry("a")}
     with edge_process(tmp_path, bureau.port, **values) as edge:
         await edge.ready()
         assert lines(edge, "key") == []

@@ -167,7 +167,7 @@ def test_migrating_twice_is_fine(tmp_path: Path) -> None:
 
 
 async def test_two_that_migrate_at_once_are_both_done(tmp_path: Path, postgres_server: Postgres) -> None:
-    database = postgres_server.create()
+    database = postgres_server.create(migrated=True)
     edges = [_edge(tmp_path / str(number), database_url=database) for number in range(2)]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(asyncio.to_thread(edge.command, "migrate")) for edge in edges]

@@ -70,12 +70,14 @@ async def test_latecomers_with_the_same_patience_keep_no_hung_call_alive(edge: I
     async with asyncio.TaskGroup() as group:
         first = group.create_task(edge.post(request(source)))
         await bureau.arrived.wait()
+        bureau.arrived.clear()
         for number in itertools.count():
             late = group.create_task(edge.post(request(source)))
             await asyncio.wait([first], timeout=0.3)
             if first.done() or number == 10:
                 break
-        bureau.arrived.clear()
+        async with asyncio.timeout(20):
+            await bureau.arrived.wait()  # the second call: only then is the first one certainly given up
         bureau.gate.set()
     assert first.result().json()["error"]["code"] == "TIMEOUT"
     # The one that came last has time left when the call is given up, and gets one of its own.

@@ -32,7 +32,7 @@ def hire(tmp_path: Path, bureau: Bureau, own_redis: Valkey, postgres_server: Pos
     bureau._answer = lambda _: json_reply({"call": len(bureau.calls)})
 
     def hired(size: int, **values: Any) -> AbstractAsyncContextManager[list[InProcess]]:
-        return fleet(size, tmp_path, bureau, own_redis, postgres_server.create(), **values)
+        return fleet(size, tmp_path, bureau, own_redis, postgres_server.create(migrated=True), **values)
 
     return hired
 

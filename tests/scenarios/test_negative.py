@@ -217,7 +217,7 @@ async def test_the_fleet_remembers_together(
     data_source = source(bureau, members={"headers": {"X-Key": "{{ env.key }}"}}, negative_ttl={"404": 100})
     body = ask(data_source, env_variables={"key": "secret"})
     fails(bureau, 404)
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(), flight_wait=300) as edges:
+    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True), flight_wait=300) as edges:
         bureau.gate.clear()
         gathering = Gathering(*edges)
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
@@ -237,7 +237,7 @@ async def test_the_near_tier_tells_it_too(
 ) -> None:
     body = ask(source(bureau, negative_ttl={"404": 100}))
     fails(bureau, 404)
-    async with fleet(1, tmp_path, bureau, redis_server, postgres_server.create()) as (edge,):
+    async with fleet(1, tmp_path, bureau, redis_server, postgres_server.create(migrated=True)) as (edge,):
         tracking: Any = edge.edge.tracking
         await edge.post(body)
 

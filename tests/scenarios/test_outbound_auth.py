@@ -508,7 +508,7 @@ def hire(tmp_path: Path, bureau: Bureau, own_redis: Valkey, postgres_server: Pos
 
     def hired(size: int, **values: Any) -> AbstractAsyncContextManager[list[InProcess]]:
         chosen = {"encryption_keys": entry, "allowed_private_hosts": "127.0.0.1", "near_tier_bytes": 0, **values}
-        return fleet(size, tmp_path, bureau, own_redis, postgres_server.create(), **chosen)
+        return fleet(size, tmp_path, bureau, own_redis, postgres_server.create(migrated=True), **chosen)
 
     return hired
 
@@ -599,7 +599,7 @@ async def test_instances_amid_a_rotation_never_spend_one_refresh_token_twice(
     oauth.single_use, oauth.expires_in = True, 0
     source = data(oauth, grant_type="refresh_token")
     old, new = new_entry("old"), new_entry("new")
-    url = postgres_server.create()
+    url = postgres_server.create(migrated=True)
     common = {"near_tier_bytes": 0, "allowed_private_hosts": "127.0.0.1"}
     before = fleet(1, tmp_path / "a", bureau, own_redis, url, encryption_keys=f"{old},{new}", **common)
     after = fleet(1, tmp_path / "b", bureau, own_redis, url, encryption_keys=f"{new},{old}", **common)

@@ -190,7 +190,7 @@ async def test_without_the_bus_a_change_is_found_by_age(
 async def test_a_connection_that_is_cut_is_made_anew_and_nothing_is_missed(
     tmp_path: Path, bureau: Bureau, postgres_server: servers.Postgres
 ) -> None:
-    chosen = {"database_url": postgres_server.create()}
+    chosen = {"database_url": postgres_server.create(migrated=True)}
     async with (
         in_process(settings(tmp_path / "one", bureau.port, **chosen)) as one,
         in_process(settings(tmp_path / "two", bureau.port, **chosen), migrated=False) as two,
@@ -219,7 +219,7 @@ def own_postgres() -> Iterator[servers.Postgres]:
 async def test_while_the_database_is_down_named_sources_are_served_and_the_gauge_tells_their_age(
     tmp_path: Path, bureau: Bureau, redis_server: servers.Valkey, own_postgres: servers.Postgres
 ) -> None:
-    chosen = settings(tmp_path, bureau.port, redis_url=redis_server.url, database_url=own_postgres.create())
+    chosen = settings(tmp_path, bureau.port, redis_url=redis_server.url, database_url=own_postgres.create(migrated=True))
     async with in_process(chosen) as edge:
         record = await edge.edge.registry.create(None, draft(bureau))
         assert await origin(edge) == "REQUEST"

@@ -189,7 +189,7 @@ async def test_the_fleet_revalidates_once(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres
 ) -> None:
     body = ask(source(bureau))
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(), flight_wait=300) as edges:
+    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True), flight_wait=300) as edges:
         object_id = await kept(edges[0], body, age=100, etag=ETAG)
         confirms(bureau)
         async with asyncio.timeout(PATIENCE):

@@ -61,7 +61,7 @@ async def test_ten_thousand_at_once_on_one_instance_make_one_call(edge: InProces
 async def test_two_thousand_at_once_on_each_of_three_instances_make_one_call(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres
 ) -> None:
-    await _herd_on_three(tmp_path, bureau, redis_server, postgres_server.create())
+    await _herd_on_three(tmp_path, bureau, redis_server, postgres_server.create(migrated=True))
 
 
 @pytest.mark.chaos
@@ -75,7 +75,7 @@ async def test_ten_thousand_at_once_again_and_again(edge: InProcess, bureau: Bur
 async def test_three_instances_again_and_again(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres, run: int
 ) -> None:
-    await _herd_on_three(tmp_path, bureau, redis_server, postgres_server.create())
+    await _herd_on_three(tmp_path, bureau, redis_server, postgres_server.create(migrated=True))
 
 
 def _raw(body: Any) -> bytes:

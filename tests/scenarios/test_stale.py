@@ -121,7 +121,7 @@ async def test_the_fleet_makes_one_call_behind_stale_replies(
     tmp_path: Path, bureau: Bureau, redis_server: Valkey, postgres_server: Postgres
 ) -> None:
     body = ask(source(bureau, stale_while_revalidate=100))
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create()) as edges:
+    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True)) as edges:
         await kept(edges[0], body, age=100)
         bureau.gate.clear()
         answers = [await edge.post(body) for edge in edges for _ in range(3)]
@@ -284,7 +284,9 @@ async def test_a_follower_in_another_instance_is_served_the_stale_entry(
 ) -> None:
     body = ask(source(bureau, stale_if_error=100))
     fails(bureau)
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(), flight_lease=60, flight_wait=300) as edges:
+    async with fleet(
+        2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True), flight_lease=60, flight_wait=300
+    ) as edges:
         await kept(edges[0], body, age=100, hot=hot)
         bureau.gate.clear()
         async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group, Redis.from_url(redis_server.url) as redis:
@@ -398,7 +400,9 @@ async def test_a_failure_in_another_instance_is_a_reason_to_pause_too(
 ) -> None:
     body = ask(source(bureau, stale_if_error=100))
     fails(bureau)
-    async with fleet(2, tmp_path, bureau, redis_server, postgres_server.create(), flight_lease=60, flight_wait=300) as edges:
+    async with fleet(
+        2, tmp_path, bureau, redis_server, postgres_server.create(migrated=True), flight_lease=60, flight_wait=300
+    ) as edges:
         Clock(*edges)
         await kept(edges[0], body, age=100)
         bureau.gate.clear()
