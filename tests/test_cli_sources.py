@@ -84,7 +84,7 @@ class CommandLine:
 
 @pytest.fixture(autouse=True)
 def _no_words_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that another test left behind may log to a stream that is closed: what logging says of that is no output of ours."""
+    """A thread that another test left behind may log to a closed stream: what logging says of that is no output of ours."""
     monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
