@@ -8,9 +8,8 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from threading import Thread
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import aiosqlite
 import psycopg
@@ -41,7 +40,7 @@ _DIRECT_FROM = (
 )
 
 _LAST_CALL = 2.0  # seconds
-_threads: WeakKeyDictionary[AsyncEngine, WeakSet[Thread]] = WeakKeyDictionary()
+_opened: WeakKeyDictionary[AsyncEngine, set[aiosqlite.Connection]] = WeakKeyDictionary()
 
 # libpq's, in seconds but for the last: a server that vanished without a word is given up by the kernel.
 _KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
@@ -50,12 +49,12 @@ _KEEPALIVE = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count
 def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngine:
     """An engine for either database; `timeout` seconds bound connecting, and waiting for a connection or a lock."""
     if url.startswith("sqlite"):
-        threads: WeakSet[Thread] = WeakSet()
-        arguments = {"timeout": timeout, "async_creator_fn": partial(_sqlite, threads)}
+        opened: set[aiosqlite.Connection] = set()
+        arguments = {"timeout": timeout, "async_creator_fn": partial(_sqlite, opened)}
         engine = create_async_engine(url, connect_args=arguments, pool_size=pool_size)
         sa.event.listen(engine.sync_engine, "connect", _sqlite_pragmas)
         engine = engine.execution_options(schema_translate_map={SCHEMA: None})
-        _threads[engine] = threads
+        _opened[engine] = opened
         return engine
     return create_async_engine(
         url,
@@ -75,18 +74,22 @@ def make_engine(url: str, pool_size: int = 8, timeout: float = 5.0) -> AsyncEngi
     )
 
 
-def _sqlite(threads: WeakSet[Thread], *arguments: Any, **options: Any) -> aiosqlite.Connection:
+def _sqlite(opened: set[aiosqlite.Connection], *arguments: Any, **options: Any) -> aiosqlite.Connection:
+    opened -= {one for one in opened if one._thread.ident is not None and not one._thread.is_alive()}
     connection = aiosqlite.connect(*arguments, **options)
     connection._thread.daemon = True  # as SQLAlchemy makes it
-    threads.add(connection._thread)
+    opened.add(connection)
     return connection
 
 
 async def close_engine(engine: AsyncEngine) -> None:
-    """Close all connections, and wait for SQLite's threads: one whose call was cancelled has yet to tell its end to this loop."""
+    """Close all connections, and wait for SQLite's threads: one whose call was cancelled has yet to tell its end to this loop.
+
+    One that was cancelled while it was being opened may have been left open.
+    """
     await engine.dispose()
     until = time.monotonic() + _LAST_CALL
-    for thread in list(_threads.get(engine, ())):
+    for thread in [one._thread for one in _opened.get(engine, ()) if one._thread.is_alive() and one.stop()]:
         await asyncio.to_thread(thread.join, max(0.0, until - time.monotonic()))
 
 
