@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -40,6 +41,7 @@ _DIRECT_FROM = (
 )
 
 _LAST_CALL = 2.0  # seconds
+_WAL_TRIES, _WAL_PAUSE = 50, 0.02  # seconds; only the very first opening of a file comes to that
 _opened: WeakKeyDictionary[AsyncEngine, set[aiosqlite.Connection]] = WeakKeyDictionary()
 
 # libpq's, in seconds but for the last: a server that vanished without a word is given up by the kernel.
@@ -95,9 +97,22 @@ async def close_engine(engine: AsyncEngine) -> None:
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _to_wal(cursor)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _to_wal(cursor: Any) -> None:
+    """Of processes that open a new file at once, all but one are refused without the usual wait: each would wait for the other."""
+    for left in range(_WAL_TRIES, -1, -1):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(_WAL_PAUSE)
 
 
 class SqlDurable:
