@@ -104,7 +104,7 @@ def _sqlite_pragmas(connection: Any, _record: Any) -> None:
 
 
 def _to_wal(cursor: Any) -> None:
-    """Of processes that open a new file at once, all but one are refused without the usual wait: each would wait for the other."""
+    """Of processes that open a new file at once, all but one are refused, without the usual wait: it would be for each other."""
     for left in range(_WAL_TRIES, -1, -1):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
